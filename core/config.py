@@ -1,0 +1,88 @@
+"""One settings object for every process, read from the environment (``ATTUNE_*``).
+
+Durations are seconds, sizes are bytes. Nothing is read at import time: call :func:`load`.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="ATTUNE_", extra="ignore")
+
+    # Servers. Each URL replaces the embedded server of the same kind.
+    database_url: str = "postgresql+psycopg://attune@127.0.0.1:5432/attune"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    s3_endpoint_url: str | None = None
+    """The address the service itself uses; empty means AWS."""
+    s3_public_url: str | None = None
+    """The address clients reach: presigned URLs are signed for this host. Empty: the endpoint's own."""
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    s3_region: str = "us-east-1"
+    s3_bucket: str = "attune"
+
+    # Who is served.
+    organization: str = "attune"
+    """Name of the default organisation: the third part of a tuned model's name."""
+    bootstrap_admin_key: str | None = None
+    """An admin key the migrations step makes sure of; stored hashed like any other."""
+
+    # Files.
+    max_file_bytes: int = 8 * 1024 * MIB
+    inline_check_bytes: int = 16 * MIB
+    """JSONL up to this size is checked while it is uploaded; larger files are checked by a prepare worker."""
+    min_examples: int = 10
+    presigned_url_seconds: int = Field(900, gt=0, le=3600)
+
+    # Leases: how ownership of a row is proven, kept and lost. `docs/decisions/0002`.
+    lease_seconds: float = 60
+    heartbeat_seconds: float = 10
+    authority_seconds: float = 40
+    """Without a successful heartbeat for this long the supervisor kills its trainer."""
+    poll_seconds: float = 5
+    """A worker looks for work by itself this often, whatever the doorbell does."""
+    sweep_seconds: float = 10
+    backoff_seconds: float = 5
+    """Pause before the second attempt; doubles with each loss, up to ``backoff_max_seconds``."""
+    backoff_max_seconds: float = 300
+    max_attempts: int = 3
+    """Infrastructure losses without a new checkpoint in between before a job fails."""
+    stop_grace_seconds: float = 10
+    """How long a trainer may take to end after a polite signal, before SIGKILL."""
+
+    # Workers.
+    worker_kinds: Literal["prepare", "train"] = "train"
+    worker_slots: int = Field(1, ge=1)
+    worker_name: str | None = None
+    """Defaults to host name and kind; one running process per name and home."""
+    home: Path = Path("/var/lib/attune")
+    """Scratch folders, the cache of base models, lock files."""
+    worker_threads: int | None = None
+    """Threads torch may use in a slot; empty: the cores divided by the slots."""
+    keep_scratch: bool = False
+
+    # HTTP.
+    host: str = "127.0.0.1"
+    port: int = 8000
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.home / "cache"
+
+    @property
+    def scratch_dir(self) -> Path:
+        return self.home / "scratch"
+
+
+@lru_cache
+def load() -> Settings:
+    return Settings()

@@ -1,0 +1,1 @@
+"""Rows in, weights out. Imports ``core``, never ``api``."""

@@ -1,0 +1,131 @@
+"""The job folder: what the supervisor writes for a training child, and what the child writes back.
+
+The folder is the whole interface of a training engine. ``python -m worker.train DIR`` reads ``spec.json`` and
+the token files and writes ``events.jsonl``, ``checkpoints/`` and ``artifact/``; it needs no database, queue,
+object store or credential, so anybody can run a folder again by hand, and other engines can take its place.
+
+    DIR/spec.json              TrainSpec
+    DIR/train.safetensors      rows as tokens, see below
+    DIR/valid.safetensors      the same, when there is a validation file
+    DIR/events.jsonl           one event a line, appended and flushed
+    DIR/checkpoints/step-N/    adapter files, state.safetensors, state.json, manifest.json (written last)
+    DIR/artifact/              adapter_model.safetensors, adapter_config.json, tokenizer files,
+                               chat_template.jinja, training.json, manifest.json (written last)
+
+A token file holds, for n rows and T tokens in all: ``input_ids`` int32 [T], ``message_weight`` float32 [T]
+(the message's own weight, 1 where the data say nothing), ``completion`` uint8 [T] (1 where the assistant speaks, end-of-turn included),
+``offsets`` int64 [n + 1] (row i is ``offsets[i]:offsets[i + 1]``), ``lines`` int64 [n] (line in the user's file).
+A token's weight in the loss is ``message_weight`` where ``completion`` is 1, else ``prompt_loss_weight * message_weight``.
+
+Knows nothing about torch: both sides import it.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SPEC_VERSION = 1
+EVENTS_VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class BaseSpec(_Strict):
+    name: str
+    path: Path
+    """Folder with model.safetensors, config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja."""
+    sha256: str
+
+
+class LoraSpec(_Strict):
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+
+
+class OptimSpec(_Strict):
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+class TrainSpec(_Strict):
+    """Every value resolved: no ``"auto"`` reaches a trainer."""
+
+    version: Literal[1] = 1
+    job_id: str
+    method: Literal["supervised"] = "supervised"
+    base: BaseSpec
+    adapter: Literal["lora"] = "lora"
+    lora: LoraSpec
+    prompt_loss_weight: float
+    seed: int
+    epochs: float
+    """May be a fraction; the step count is ``total_steps``."""
+    total_steps: int
+    batch_size: int
+    """Examples per optimizer step, whatever the micro-batch."""
+    micro_batch_size: int
+    max_length: int
+    optim: OptimSpec
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    eval_every: int | None = None
+    """Steps between passes over the validation rows; None: at each epoch's end."""
+    recovery_seconds: float = 300
+    """Longest time between two recovery checkpoints (epoch checkpoints count)."""
+    recovery_fraction: float = 0.1
+    """Largest share of the run's steps between two recovery checkpoints."""
+    resume: Path | None = None
+    """A checkpoint folder of this job: continue after its step, exactly."""
+    threads: int | None = None
+    data_sha256: dict[str, str] = {}
+    """Hash of each token file, for the record in training.json."""
+
+
+class Event(BaseModel):
+    """A line of events.jsonl: ``v``, ``type``, ``t`` (Unix seconds), and the fields of its type.
+
+    started     total_steps, trainable_parameters, parameters, device, resumed_from_step (0: fresh)
+    phase       phase: training | evaluating | saving
+    step        step, epoch (float), train_loss (weighted by prompt_loss_weight), completion_loss, train_accuracy (completion tokens),
+                learning_rate, grad_norm, tokens, trained_tokens (weight > 0), seconds, tokens_per_second
+    eval        step, valid_loss, valid_completion_loss, valid_accuracy, tokens, seconds
+    checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
+    message     level: info | warn | error, message, data
+    done        artifact (relative path), steps, tokens, trained_tokens, metrics
+    error       code, message, param: a fault the user can act on; the child then exits with status 3
+    """
+
+    model_config = ConfigDict(extra="allow")
+    v: Literal[1] = 1
+    type: Literal["started", "phase", "step", "eval", "checkpoint", "message", "done", "error"]
+    t: float
+
+
+class FileEntry(_Strict):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Strict):
+    """manifest.json: the whole content of a checkpoint or artifact folder, itself left out."""
+
+    version: Literal[1] = 1
+    files: list[FileEntry]
+
+
+EXIT_USER_ERROR = 3
