@@ -1,0 +1,354 @@
+"""Every table of the service, read top to bottom. Migrations in ``migrations/versions`` build them; nothing else does.
+
+Rows of a tenant carry ``project_id``; every query of them starts at :func:`core.db.tenancy.owned`.
+Times are the database's. What a user deletes is marked with ``deleted_at``, so that a page cursor pointing at it still works.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core.states import FileStatus, ItemKind, ItemStatus, Phase, Status
+
+type Json = dict[str, Any]  # Any: JSON columns hold documents whose shapes core/schemas and core/options define.
+
+
+class Table(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {
+        datetime: DateTime(timezone=True),
+        str: Text,
+        int: BigInteger,
+        float: Double,
+        bytes: LargeBinary,
+        Json: JSONB(none_as_null=True),
+        list[str]: ARRAY(Text),
+    }
+
+
+def _one_of(column: str, values: type) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]  # values: an enum class
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Leased:
+    """Columns of a row that a worker can own: claimed with SKIP LOCKED, kept by heartbeats, fenced by generation."""
+
+    generation: Mapped[int] = mapped_column(server_default="0")
+    """One more at every claim. Every write of a worker names it (``core/queue/fence.py``)."""
+    lease_until: Mapped[datetime | None]
+    """NULL: nobody owns the row."""
+    worker_id: Mapped[str | None]
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Not to be claimed before: back-off after a loss."""
+    losses: Mapped[int] = mapped_column(Integer, server_default="0")
+    """Infrastructure losses since the last new checkpoint; ``max_attempts`` of them end the row."""
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+
+
+class Organization(Table):
+    __tablename__ = "organizations"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    """Also the third part of a tuned model's name."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Project(Table):
+    __tablename__ = "projects"
+    __table_args__ = (UniqueConstraint("organization_id", "name"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    name: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKey(Table):
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    name: Mapped[str]
+    prefix: Mapped[str]
+    """The first characters, enough to recognise a key in a list and too few to use it."""
+    hash: Mapped[bytes] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class File(Table):
+    __tablename__ = "files"
+    __table_args__ = (_one_of("status", FileStatus), Index(None, "project_id", "created_at", "id"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    storage_key: Mapped[str]
+    status: Mapped[str]
+    status_details: Mapped[str | None]
+    format: Mapped[str | None]
+    """What the rows are (``core/formats``), recognised once; NULL for files that hold no rows."""
+    report: Mapped[Json | None]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    """The job whose result this file is."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+
+
+class BaseModel(Table):
+    """A base model on offer, registered by an administrator. Belongs to the whole service, not to a project."""
+
+    __tablename__ = "base_models"
+    __table_args__ = (
+        CheckConstraint("status IN ('registering', 'ready', 'failed')", name="status"),
+        Index(None, "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    source: Mapped[str]
+    revision: Mapped[str | None]
+    chat_template: Mapped[str | None]
+    """The template given at registration; NULL: the model's own, or the default of its family."""
+    aliases: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    license: Mapped[str | None]
+    status: Mapped[str] = mapped_column(server_default="registering")
+    progress: Mapped[Json | None]
+    error: Mapped[Json | None]
+    facts: Mapped[Json | None]
+    files: Mapped[Json | None]
+    """{"files": [{path, bytes, sha256}]} of the normalised folder, stored under its content hash."""
+    content_sha256: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+
+class Job(Leased, Table):
+    """A fine-tuning job. Rows that wait are the queue: there is no other record of what must be done."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        _one_of("status", Status),
+        _one_of("phase", Phase),
+        Index(None, "project_id", "created_at", "id"),
+        Index(
+            "ix_jobs_claim",
+            "status",
+            text("priority DESC"),
+            "created_at",
+            postgresql_where=text("lease_until IS NULL AND status IN ('validating_files', 'queued')"),
+        ),
+        Index("ix_jobs_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
+        Index("ix_jobs_fine_tuned_model", "fine_tuned_model", unique=True),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # What was asked for.
+    model: Mapped[str]
+    """As the user wrote it: a base model's name or an alias."""
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    suffix: Mapped[str | None]
+    seed: Mapped[int]
+    user_metadata: Mapped[Json | None] = mapped_column("metadata")
+    method: Mapped[Json]
+    """The method as asked for, ``"auto"`` included."""
+    options: Mapped[Json]
+    """``ext`` as asked for (``core/options.py``)."""
+    priority: Mapped[int] = mapped_column(Integer, server_default="0")
+    # Where it stands.
+    status: Mapped[str] = mapped_column(server_default=Status.VALIDATING)
+    phase: Mapped[str] = mapped_column(server_default=Phase.CREATED)
+    phase_since: Mapped[datetime] = mapped_column(server_default=func.now())
+    phase_reason: Mapped[str | None]
+    error: Mapped[Json | None]
+    progress: Mapped[Json | None]
+    estimated_finish: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    # What prepare found out.
+    hyperparameters: Mapped[Json | None]
+    """OpenAI's three numbers, once resolved."""
+    resolved: Mapped[Json | None]
+    data: Mapped[Json | None]
+    prepared: Mapped[Json | None]
+    """{"spec": TrainSpec without paths, "files": {"train": {key, sha256}, …}}: all a train worker needs."""
+    # What came of it.
+    fine_tuned_model: Mapped[str | None]
+    result_files: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    trained_tokens: Mapped[int | None]
+    event_count: Mapped[int] = mapped_column(server_default="0")
+    """Number of the newest event. Numbers are given under this row's lock, so they have no gaps."""
+    last_event_step: Mapped[int] = mapped_column(server_default="0")
+    """Steps up to here have their metrics event; a resumed attempt repeats steps but not events."""
+
+
+class Attempt(Table):
+    """One try at training that the user sees, and what it used."""
+
+    __tablename__ = "attempts"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    n: Mapped[int] = mapped_column(Integer, primary_key=True)
+    generation: Mapped[int]
+    worker_id: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    ended_at: Mapped[datetime | None]
+    why: Mapped[str | None]
+    resumed_from_step: Mapped[int] = mapped_column(server_default="0")
+    steps: Mapped[int] = mapped_column(server_default="0")
+    tokens: Mapped[int] = mapped_column(server_default="0")
+    accelerator_seconds: Mapped[float] = mapped_column(server_default="0")
+
+
+class Event(Table):
+    __tablename__ = "events"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(unique=True)
+    level: Mapped[str]
+    type: Mapped[str] = mapped_column(server_default="message")
+    message: Mapped[str]
+    data: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class Metric(Table):
+    """One optimizer step; the primary key is the second guard against a step written twice."""
+
+    __tablename__ = "metrics"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    generation: Mapped[int]
+    epoch: Mapped[float]
+    train_loss: Mapped[float]
+    completion_loss: Mapped[float | None]
+    train_accuracy: Mapped[float | None]
+    valid_loss: Mapped[float | None]
+    valid_completion_loss: Mapped[float | None]
+    valid_accuracy: Mapped[float | None]
+    learning_rate: Mapped[float]
+    grad_norm: Mapped[float]
+    tokens: Mapped[int]
+    trained_tokens: Mapped[int]
+    seconds: Mapped[float]
+
+
+class Checkpoint(Table):
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        UniqueConstraint("job_id", "step"),
+        CheckConstraint("kind IN ('epoch', 'recovery')", name="kind"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    epoch: Mapped[float]
+    kind: Mapped[str]
+    """``epoch``: in the user's list. ``recovery``: only for resuming."""
+    generation: Mapped[int]
+    storage_prefix: Mapped[str]
+    manifest: Mapped[Json]
+    manifest_sha256: Mapped[str]
+    metrics: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    deleted_at: Mapped[datetime | None]
+
+
+class TunedModel(Table):
+    __tablename__ = "tuned_models"
+    __table_args__ = (Index(None, "project_id", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """Its name: ``ft:<base>:<organisation>:<suffix>:<8 characters>``."""
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    storage_prefix: Mapped[str]
+    manifest: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+
+class WorkItem(Leased, Table):
+    """Work of the prepare queue that is not a job: check a large file, register a base model."""
+
+    __tablename__ = "work_items"
+    __table_args__ = (
+        _one_of("status", ItemStatus),
+        _one_of("kind", ItemKind),
+        Index(
+            "ix_work_items_claim",
+            "created_at",
+            postgresql_where=text("lease_until IS NULL AND status = 'waiting'"),
+        ),
+        Index("ix_work_items_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    subject_id: Mapped[str] = mapped_column(index=True)
+    """The file or base model it is about."""
+    status: Mapped[str] = mapped_column(server_default=ItemStatus.WAITING)
+    error: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Table):
+    """(project, key) is unique: a retried create finds the first job again. Written in the job's own transaction."""
+
+    __tablename__ = "idempotency_keys"
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_sha256: Mapped[bytes]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Worker(Table):
+    """A worker process as it registered itself. A restarted process is a new row."""
+
+    __tablename__ = "workers"
+    __table_args__ = (CheckConstraint("kind IN ('prepare', 'train')", name="kind"), Index(None, "last_seen_at"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    kind: Mapped[str]
+    slots: Mapped[int] = mapped_column(Integer)
+    device: Mapped[str]
+    memory_bytes: Mapped[int]
+    base_models: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    """Names of the base models in its cache."""
+    version: Mapped[str]
+    draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    warm: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Every free slot's idle child has its imports done."""
+    started_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

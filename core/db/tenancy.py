@@ -1,0 +1,48 @@
+"""The one door to a tenant's rows. A query that does not begin here is a defect (``tests/core/test_tenancy.py``)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from core.db.tables import File, Job, TunedModel
+from core.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """On whose behalf a request or a task acts."""
+
+    project_id: str
+    organization_id: str
+    organization: str
+    key_id: str = ""
+    scopes: frozenset[str] = frozenset()
+
+
+type Owned = File | Job | TunedModel
+
+# The noun that an error message uses for a table.
+_NOUNS: dict[type[Any], str] = {File: "file", Job: "fine-tuning job", TunedModel: "model"}
+
+
+def owned[T: (File, Job, TunedModel)](table: type[T], tenant: Tenant, *, deleted: bool = False) -> Select[tuple[T]]:
+    """Rows of this table that the tenant may see; with ``deleted``, those it has removed as well (for cursors)."""
+    query = select(table).where(table.project_id == tenant.project_id)
+    if table is not Job and not deleted:
+        query = query.where(table.deleted_at.is_(None))
+    return query
+
+
+def get[T: (File, Job, TunedModel)](
+    session: Session, table: type[T], tenant: Tenant, id: str, *, param: str | None = None, lock: bool = False
+) -> T:
+    """The tenant's row with this id, or NotFound: another project's row and no row at all answer the same."""
+    query = owned(table, tenant).where(table.id == id)
+    if lock:
+        query = query.with_for_update(key_share=True)
+    row = session.scalar(query)
+    if row is None:
+        raise NotFound(f"No such {_NOUNS[table]}: {id!r}.", param=param or "id")
+    return row

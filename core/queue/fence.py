@@ -1,0 +1,32 @@
+"""The one way a worker may write to a row it owns.
+
+``WHERE generation = :g`` alone leaks: under READ COMMITTED a late worker's open statement can commit after the new
+owner's claim. The row lock closes it, because a claim must wait for it. ``FOR NO KEY UPDATE`` blocks claims as ``FOR UPDATE``
+does, and leaves inserts of rows that refer to this one (events, metrics) alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.db.session import Sessions, transaction
+from core.db.tables import Job, WorkItem
+from core.errors import LostAuthority
+
+
+@contextmanager
+def fenced[T: (Job, WorkItem)](
+    sessions: Sessions, table: type[T], id: str, generation: int
+) -> Iterator[tuple[Session, T]]:
+    """A transaction that holds the row at this generation, or LostAuthority and nothing written."""
+    with transaction(sessions) as session:
+        row = session.scalar(
+            select(table)
+            .where(table.id == id, table.generation == generation, table.lease_until.is_not(None))
+            .with_for_update(key_share=True)
+        )
+        if row is None:
+            raise LostAuthority(f"{id} is no longer owned at generation {generation}")
+        yield session, row
