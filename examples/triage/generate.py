@@ -7,7 +7,7 @@ The same seed gives the same bytes on every Python version: only ``Random.random
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -24,17 +24,34 @@ T = TypeVar("T")
 Row = dict[str, list[dict[str, str]]]
 
 
-def pick(rng: Random, of: Sequence[T]) -> T:
-    return of[int(rng.random() * len(of))]
+def shuffled(rng: Random, of: Iterable[T]) -> list[T]:
+    cards = list(of)
+    for last in range(len(cards) - 1, 0, -1):
+        other = int(rng.random() * (last + 1))
+        cards[last], cards[other] = cards[other], cards[last]
+    return cards
 
 
-def message(rng: Random, phrases: Phrases, team: str, priority: str, refund: bool, product: str) -> str:
-    problem = pick(rng, phrases.problems[team]).format(product=product, amount=pick(rng, phrases.amounts))
-    parts = [problem + ".", pick(rng, phrases.refund if refund else phrases.other)]
+class Deck:
+    """Deals the phrases of a split: each list to its end in a random order before it starts again."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.left: dict[tuple[str, ...], list[str]] = {}
+
+    def deal(self, phrases: tuple[str, ...]) -> str:
+        if not self.left.get(phrases):
+            self.left[phrases] = shuffled(self.rng, phrases)
+        return self.left[phrases].pop()
+
+
+def message(deck: Deck, phrases: Phrases, team: str, priority: str, refund: bool, product: str) -> str:
+    problem = deck.deal(phrases.problems[team]).format(product=product, amount=deck.deal(phrases.amounts))
+    parts = [problem + ".", deck.deal(phrases.refund if refund else phrases.other)]
     if priority != "normal":
-        pressure = pick(rng, phrases.high if priority == "high" else phrases.low)
+        pressure = deck.deal(phrases.high if priority == "high" else phrases.low)
         # Before, between or after the other two.
-        parts.insert(int(rng.random() * 3), pressure)
+        parts.insert(int(deck.rng.random() * 3), pressure)
     return " ".join(parts)
 
 
@@ -46,6 +63,7 @@ def row(text: str, team: str, priority: str, refund: bool, product: str) -> Row:
 
 def rows(rng: Random, phrases: Phrases, count: int) -> list[Row]:
     """Teams and priorities take turns, so each split is balanced; no message comes twice."""
+    deck = Deck(rng)
     made: dict[str, Row] = {}
     while len(made) < count:
         turn = len(made)
@@ -53,15 +71,11 @@ def rows(rng: Random, phrases: Phrases, count: int) -> list[Row]:
         priority = PRIORITIES[turn // len(TEAMS) % len(PRIORITIES)]
         # Nobody asks for money because of a forgotten password.
         refund = team != "account" and rng.random() < 0.5
-        product = pick(rng, phrases.products)
-        text = message(rng, phrases, team, priority, refund, product)
+        product = deck.deal(phrases.products)
+        text = message(deck, phrases, team, priority, refund, product)
         if SHORTEST <= len(text) <= LONGEST and text not in made:
             made[text] = row(text, team, priority, refund, product)
-    shuffled = list(made.values())
-    for last in range(len(shuffled) - 1, 0, -1):
-        other = int(rng.random() * (last + 1))
-        shuffled[last], shuffled[other] = shuffled[other], shuffled[last]
-    return shuffled
+    return shuffled(rng, made.values())
 
 
 def generate(seed: int = SEED) -> dict[str, list[Row]]:

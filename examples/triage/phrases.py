@@ -169,7 +169,7 @@ TRAIN = Phrases(
 
 VALID = Phrases(
     products=(
-        "Halden Iron", "Saffron Cooker", "Glacier Fridge", "Poppy Radio", "Tern Charger", "Basalt Amplifier",
+        "Halden Iron", "Saffron Cooker", "Glacier Fridge", "Poppy Radio", "Tern Recorder", "Basalt Amplifier",
         "Mimosa Fryer", "Corvus Keyboard", "Linden Sprinkler", "Echo Doorbell",
     ),
     amounts=("$17", "$29", "$44", "$66", "$105", "$180"),
@@ -207,9 +207,10 @@ VALID = Phrases(
 
 HELD_OUT = Phrases(
     products=(
-        "Meridian Shredder", "Lark Synthesizer", "Gannet Inverter", "Thistle Trimmer", "Argon Projector", "Nectar Juicer",
-        "Bison Tracker", "Cascade Purifier", "Prism Scanner", "Hazel Lantern", "Orchid Dryer", "Summit Altimeter",
-        "Ivory Steamer", "Pelican Cooler", "Ferro Compressor",
+        "Meridian Shredder", "Lark Synthesizer", "Gannet Inverter", "Thistle Trimmer", "Argon Projector",
+        "Nectar Juicer", "Bison Tracker", "Cascade Purifier", "Prism Scanner", "Hazel Lantern", "Orchid Dryer",
+        "Summit Altimeter", "Ivory Steamer", "Pelican Cooler", "Ferro Compressor", "Dune Barometer", "Tulip Grinder",
+        "Raven Microphone", "Boreal Charger", "Magnolia Smoker",
     ),
     amounts=("$15", "$27", "$33", "$52", "$68", "$75", "$110", "$195"),
     problems={
@@ -220,6 +221,8 @@ HELD_OUT = Phrases(
             "You billed {amount} for the {product}, we agreed on less",
             "A second payment of {amount} for the {product} went off my bank account",
             "The invoice of the {product} is missing our tax number",
+            "My bank was asked for {amount} more than the price of the {product}",
+            "The payment of {amount} for the {product} was taken too early",
         ),
         "delivery": (
             "I am still waiting for the {product} you shipped ten days ago",
@@ -228,6 +231,8 @@ HELD_OUT = Phrases(
             "The carton was torn and the {product} inside was gone",
             "The tracking page says that the {product} went back to the warehouse",
             "The delivery van drove past and took my {product} away again",
+            "The package holding my {product} never reached our office",
+            "Your carrier delivered somebody else's order in place of the {product}",
         ),
         "technical": (
             "The {product} stopped working after two days",
@@ -236,6 +241,8 @@ HELD_OUT = Phrases(
             "The {product} keeps crashing with a strange error message",
             "I hear a grinding sound when the {product} runs",
             "The {product} no longer charges and is dead by noon",
+            "The {product} overheats and shuts down in the middle of the work",
+            "The touch panel of my {product} is not responding",
         ),
         "account": (
             "I am unable to log on to my {product} profile",
@@ -244,6 +251,8 @@ HELD_OUT = Phrases(
             "Please remove my user account for the {product}",
             "A stranger has logged in under my name on the {product} site",
             "The verification code for my {product} login does not come",
+            "My sister's name is on my {product} account, please put mine there",
+            "I get the message wrong password each time I open my {product} page",
         ),
     },
     refund=(
