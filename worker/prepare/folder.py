@@ -1,0 +1,152 @@
+"""The prepare folder: what the supervisor writes for a prepare child, and what the child writes back.
+
+Like the job folder of training, it is the whole interface: ``python -m worker.prepare DIR`` reads ``spec.json``
+and needs no database, queue, object store or credential.
+
+    DIR/spec.json            one of CheckFile, RegisterModel, PrepareJob (told apart by ``task``)
+    DIR/events.jsonl         lines of ``worker.folder.Event``: ``phase`` and ``message``, with ``percent`` where known
+    DIR/result.json          Result; written last, also when the task ends with an error the user can act on
+    DIR/out/                 register_model: the model's folder
+    DIR/train.safetensors    prepare_job: token files as ``worker.folder`` defines them
+    DIR/valid.safetensors
+    DIR/chat_template.jinja  prepare_job: the template the rows were rendered with; it belongs into the artifact
+
+Exit status: 0 with a result, ``EXIT_USER_ERROR`` (3) with ``Result.error``, anything else is a fault of ours.
+Knows nothing about torch: both sides import it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.formats.report import Report
+from core.options import Hyperparameters, JobOptions, Resolved
+from worker.folder import FileEntry
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Facts(_Strict):
+    """What a base model is; kept with its row in the catalog."""
+
+    architecture: str
+    """The class named in config.json, ``Gemma3ForCausalLM`` say."""
+    model_type: str
+    parameters: int
+    hidden_size: int
+    layers: int
+    vocab_size: int
+    context_length: int
+    dtype: str
+    bos_token_id: int | None
+    eos_token_ids: list[int]
+    """As in generation_config.json: generation stops at any of them; the template's end of turn is one."""
+    special_tokens: dict[str, str]
+    """What a chat template may name: ``bos_token``, ``eos_token``, ``pad_token``, …"""
+    adds_bos: bool
+    """Whether the tokenizer itself puts BOS before plain text."""
+    template_origin: str
+    """``model``, ``given``, ``default:gemma3`` or ``default:plain``."""
+    license: str | None
+    converter: str
+    """Name and version of what wrote the folder: another version converts anew."""
+    files: list[FileEntry]
+    bytes: int
+    sha256: str
+    """Over the sorted file list: the content's name in the object store and in every cache."""
+
+
+class CheckFile(_Strict):
+    task: Literal["check_file"] = "check_file"
+    path: Path
+
+
+class RegisterModel(_Strict):
+    task: Literal["register_model"] = "register_model"
+    source: str
+    """``gguf:FILE``, ``gguf:DISTRIBUTION`` (an installed package that carries one), ``path:DIR`` or ``hf:REPO``."""
+    revision: str | None = None
+    chat_template: str | None = None
+    """Text of a template that replaces the model's own."""
+    license: str | None = None
+    cache: Path | None = None
+    """Finished conversions are kept here by the hash of what they were made from."""
+
+
+class PrepareJob(_Strict):
+    task: Literal["prepare_job"] = "prepare_job"
+    base: Path
+    """Folder with tokenizer.json, tokenizer_config.json, config.json and chat_template.jinja; no weights needed."""
+    facts: Facts
+    train: Path
+    valid: Path | None = None
+    options: JobOptions = JobOptions()
+    hyperparameters: Hyperparameters = Hyperparameters()
+    seed: int
+    min_examples: int = 10
+    fast_bf16: bool = False
+    """Whether the workers that may train this job compute quickly in bfloat16; ``precision: auto`` looks at it."""
+
+
+Spec = Annotated[CheckFile | RegisterModel | PrepareJob, Field(discriminator="task")]
+
+
+class TaskError(_Strict):
+    """A fault the user can act on. ``code`` and ``param`` as OpenAI's job errors have them."""
+
+    code: str
+    message: str
+    param: str | None = None
+    lines: list[int] = []
+
+
+class Named(_Strict):
+    """Rows something happened to: how many, and the lines of the first hundred."""
+
+    count: int = 0
+    lines: list[int] = []
+
+
+class Counts(_Strict):
+    """What became of a data file. Tokens are counted after truncation and dropping."""
+
+    examples: int
+    tokens: int
+    trained_tokens: int
+    """Tokens that count as completion and whose message has a weight above 0."""
+    longest: int
+    """Tokens of the longest row before truncation."""
+    truncated: Named = Named()
+    dropped: Named = Named()
+    """Longer than ``max_length`` with ``over_length: drop``."""
+    masked: Named = Named()
+    """Rows in which no token has any weight: left out, since they teach nothing."""
+    sha256: str
+    """Of the token file."""
+
+
+class Note(_Strict):
+    """A sentence for the job's events: a reason for a resolved value, or a warning."""
+
+    level: Literal["info", "warn"] = "info"
+    message: str
+    data: dict[str, Any] = {}  # free-form facts for machines; goes into the event as it is
+
+
+class Prepared(_Strict):
+    train: Counts
+    valid: Counts | None = None
+    resolved: Resolved
+    notes: list[Note] = []
+
+
+class Result(_Strict):
+    """Exactly one field is set."""
+
+    report: Report | None = None
+    facts: Facts | None = None
+    prepared: Prepared | None = None
+    error: TaskError | None = None
