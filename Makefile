@@ -1,0 +1,47 @@
+# Every target works from a fresh clone: what it needs is installed into .venv first, once.
+#
+#   PYTHON=/path/to/python3.11   which Python makes .venv
+#   PIP_ARGS="…"                 further arguments of pip install, e.g. another build of torch (README, "CUDA")
+#   ARGS="…"                     further arguments of the demo or of pytest
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON ?=
+PIP_ARGS ?=
+ARGS ?=
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo up test check proof lock clean
+
+help: ## List these targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+
+venv: ## Install into .venv from requirements.lock (the other targets do this by themselves)
+	@scripts/venv $(VENV) $(PIP_ARGS)
+
+demo: venv ## Start the service, tune a real model through its API, show what it learned
+	@$(PY) examples/triage/demo.py --home .attune/demo --out out $(ARGS)
+
+up: venv ## Start the service on this machine and keep it running (Ctrl-C stops it)
+	@$(VENV)/bin/attune up --home .attune/up $(ARGS)
+
+test: venv ## Run the tests, whole stories and a short one on the real model included
+	@$(PY) -m pytest -m "not proof and not gpu" $(ARGS)
+
+check: venv ## Lint, formatting, types, walls between packages, deploy files
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest -q tests/test_layers.py tests/deploy
+
+proof: venv ## Run every test, however long
+	@$(PY) -m pytest -m "not gpu" $(ARGS)
+
+lock: ## Resolve pyproject.toml anew and write requirements.lock
+	@scripts/lock
+
+clean: ## Remove .venv, caches and build output (the data of `make up` and `make demo` in .attune stay)
+	@rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
