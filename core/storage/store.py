@@ -1,0 +1,73 @@
+"""What the service asks of an object store, and where each thing lies in it.
+
+Keys are built from ids alone: a file's name is metadata and never part of a key. What a worker writes carries the
+generation it wrote at, so a late worker can't touch what its successor wrote, and only a row makes a key count.
+
+    files/<file id>                                       what users uploaded
+    prepared/<job id>/gen-<g>/<name>.safetensors          rows as tokens
+    jobs/<job id>/gen-<g>/checkpoints/step-<n>/<path>     the manifest last
+    jobs/<job id>/gen-<g>/artifact/<path>
+    jobs/<job id>/gen-<g>/metrics.csv · trainer.log
+    base-models/<sha256>/<path>                           by content, shared by all registrations of it
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+
+class Multipart(Protocol):
+    """An upload in parts. Nothing is visible under the key before :meth:`complete`."""
+
+    def part(self, data: bytes) -> None: ...
+
+    def complete(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Store(Protocol):
+    def put(self, key: str, data: bytes, *, only_new: bool = False) -> None:
+        """Write an object; with ``only_new``, raise ``Conflict`` when the key exists."""
+
+    def put_file(self, key: str, path: Path) -> None: ...
+
+    def multipart(self, key: str) -> Multipart: ...
+
+    def get(self, key: str) -> bytes:
+        """The whole object; raises ``NotFound``."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Write the object to this path; raises ``NotFound``."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes, or None when there is no such object."""
+
+    def delete(self, *keys: str) -> None: ...
+
+    def list(self, prefix: str) -> Iterator[str]: ...
+
+    def presigned(self, key: str, *, filename: str, seconds: int) -> str:
+        """A URL that lets anybody GET this one object for a while, at the address clients reach."""
+
+    def ready(self) -> None:
+        """Raise ``Unavailable`` when the store does not answer."""
+
+    def create_bucket(self) -> None: ...
+
+
+def file(file_id: str) -> str:
+    return f"files/{file_id}"
+
+
+def prepared(job_id: str, generation: int, name: str) -> str:
+    return f"prepared/{job_id}/gen-{generation}/{name}"
+
+
+def run(job_id: str, generation: int, name: str = "") -> str:
+    """A place of one generation of a job: ``artifact/<path>``, ``checkpoints/step-4/<path>``, ``metrics.csv``."""
+    return f"jobs/{job_id}/gen-{generation}/{name}"
+
+
+def base_model(sha256: str, path: str = "") -> str:
+    return f"base-models/{sha256}/{path}"
