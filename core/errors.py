@@ -1,18 +1,18 @@
 """Every error this project raises on purpose. Knows no HTTP: ``api/errors.py`` alone maps classes to statuses.
 
-    AttuneError
-    ├── BadRequest          the request is wrong: a field, a value, a combination
-    ├── Unauthenticated     no key, or not a good one
-    ├── Forbidden           a good key without the right
-    ├── QuotaExceeded       a limit of the project is reached (code names it)
-    ├── NotFound            no such thing, or another project's
-    ├── Conflict            the thing is in a state that does not allow this
-    ├── TooLarge            more bytes than allowed
-    ├── KeyReused           an idempotency key came again with another body
-    ├── RateLimited         too often; ``retry_after`` says when
-    ├── Unavailable         something behind the service is away; ``retry_after`` says when
-    ├── JobError            a job's own end: code, message and param are shown in ``job.error``
-    └── LostAuthority       this worker no longer owns the row it is writing to
+AttuneError
+├── BadRequest          the request is wrong: a field, a value, a combination
+├── Unauthenticated     no key, or not a good one
+├── Forbidden           a good key without the right
+├── QuotaExceeded       a limit of the project is reached (code names it)
+├── NotFound            no such thing, or another project's
+├── Conflict            the thing is in a state that does not allow this
+├── TooLarge            more bytes than allowed
+├── KeyReused           an idempotency key came again with another body
+├── RateLimited         too often; ``retry_after`` says when
+├── Unavailable         something behind the service is away; ``retry_after`` says when
+├── JobError            a job's own end: code, message and param are shown in ``job.error``
+└── LostAuthority       this worker no longer owns the row it is writing to
 """
 
 from typing import ClassVar

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.config import Settings
 
-type Sessions = sessionmaker[Session]
+Sessions = sessionmaker[Session]
 
 
 def engine(settings: Settings, *, pool_size: int = 10) -> Engine:

@@ -1,7 +1,8 @@
 """Every table of the service, read top to bottom. Migrations in ``migrations/versions`` build them; nothing else does.
 
 Rows of a tenant carry ``project_id``; every query of them starts at :func:`core.db.tenancy.owned`.
-Times are the database's. What a user deletes is marked with ``deleted_at``, so that a page cursor pointing at it still works.
+Times are the database's. What a user deletes is marked with ``deleted_at``, so that a page cursor pointing at it
+still works.
 """
 
 from datetime import datetime
@@ -28,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core.states import FileStatus, ItemKind, ItemStatus, Phase, Status
 
-type Json = dict[str, Any]  # Any: JSON columns hold documents whose shapes core/schemas and core/options define.
+Json = dict[str, Any]  # Any: JSON columns hold documents whose shapes core/schemas and core/options define.
 
 
 class Table(DeclarativeBase):

@@ -1,7 +1,7 @@
 """The one door to a tenant's rows. A query that does not begin here is a defect (``tests/core/test_tenancy.py``)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -21,13 +21,13 @@ class Tenant:
     scopes: frozenset[str] = frozenset()
 
 
-type Owned = File | Job | TunedModel
+Owned = TypeVar("Owned", File, Job, TunedModel)
 
 # The noun that an error message uses for a table.
 _NOUNS: dict[type[Any], str] = {File: "file", Job: "fine-tuning job", TunedModel: "model"}
 
 
-def owned[T: (File, Job, TunedModel)](table: type[T], tenant: Tenant, *, deleted: bool = False) -> Select[tuple[T]]:
+def owned(table: type[Owned], tenant: Tenant, *, deleted: bool = False) -> Select[tuple[Owned]]:
     """Rows of this table that the tenant may see; with ``deleted``, those it has removed as well (for cursors)."""
     query = select(table).where(table.project_id == tenant.project_id)
     if table is not Job and not deleted:
@@ -35,9 +35,9 @@ def owned[T: (File, Job, TunedModel)](table: type[T], tenant: Tenant, *, deleted
     return query
 
 
-def get[T: (File, Job, TunedModel)](
-    session: Session, table: type[T], tenant: Tenant, id: str, *, param: str | None = None, lock: bool = False
-) -> T:
+def get(
+    session: Session, table: type[Owned], tenant: Tenant, id: str, *, param: str | None = None, lock: bool = False
+) -> Owned:
     """The tenant's row with this id, or NotFound: another project's row and no row at all answer the same."""
     query = owned(table, tenant).where(table.id == id)
     if lock:

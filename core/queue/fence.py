@@ -1,12 +1,13 @@
 """The one way a worker may write to a row it owns.
 
 ``WHERE generation = :g`` alone leaks: under READ COMMITTED a late worker's open statement can commit after the new
-owner's claim. The row lock closes it, because a claim must wait for it. ``FOR NO KEY UPDATE`` blocks claims as ``FOR UPDATE``
-does, and leaves inserts of rows that refer to this one (events, metrics) alone.
+owner's claim. The row lock closes it, because a claim must wait for it. ``FOR NO KEY UPDATE`` blocks claims as
+``FOR UPDATE`` does, and leaves inserts of rows that refer to this one (events, metrics) alone.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,11 +16,11 @@ from core.db.session import Sessions, transaction
 from core.db.tables import Job, WorkItem
 from core.errors import LostAuthority
 
+Claimed = TypeVar("Claimed", Job, WorkItem)
+
 
 @contextmanager
-def fenced[T: (Job, WorkItem)](
-    sessions: Sessions, table: type[T], id: str, generation: int
-) -> Iterator[tuple[Session, T]]:
+def fenced(sessions: Sessions, table: type[Claimed], id: str, generation: int) -> Iterator[tuple[Session, Claimed]]:
     """A transaction that holds the row at this generation, or LostAuthority and nothing written."""
     with transaction(sessions) as session:
         row = session.scalar(
