@@ -7,21 +7,50 @@ The same seed gives the same bytes on every Python version: only ``Random.random
 
 import argparse
 import json
+import tomllib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TypeVar
-
-from phrases import PRIORITIES, SPLITS, TEAMS, Phrases
+from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
 SEED = 7
 SIZES = {"train": 240, "valid": 40, "held_out": 60}
-# In characters of the message. With Gemma's tokenizer a whole row is then 50 to 64 tokens.
-SHORTEST, LONGEST = 70, 125
+TEAMS = ("billing", "delivery", "technical", "account")
+PRIORITIES = ("high", "normal", "low")
+# In characters of the message. With Gemma's tokenizer a whole row is then 48 to 66 tokens.
+SHORTEST, LONGEST = 92, 132
 
 T = TypeVar("T")
 Row = dict[str, list[dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """What one split may say; see ``phrases.toml``."""
+
+    products: tuple[str, ...]
+    amounts: tuple[str, ...]
+    greetings: tuple[str, ...]
+    refund: tuple[str, ...]
+    other: tuple[str, ...]
+    high: tuple[str, ...]
+    low: tuple[str, ...]
+    problems: dict[str, tuple[str, ...]]
+
+    @property
+    def templates(self) -> set[str]:
+        problems = {problem for team in TEAMS for problem in self.problems[team]}
+        return problems.union(self.greetings, self.refund, self.other, self.high, self.low)
+
+
+def load(path: Path = HERE / "phrases.toml") -> dict[str, Phrases]:
+    def phrases(table: dict[str, Any]) -> Phrases:
+        problems = {team: tuple(lines) for team, lines in table.pop("problems").items()}
+        return Phrases(problems=problems, **{name: tuple(lines) for name, lines in table.items()})
+
+    return {split: phrases(table) for split, table in tomllib.loads(path.read_text("utf-8")).items()}
 
 
 def shuffled(rng: Random, of: Iterable[T]) -> list[T]:
@@ -52,7 +81,8 @@ def message(deck: Deck, phrases: Phrases, team: str, priority: str, refund: bool
         pressure = deck.deal(phrases.high if priority == "high" else phrases.low)
         # Before, between or after the other two.
         parts.insert(int(deck.rng.random() * 3), pressure)
-    return " ".join(parts)
+    text = " ".join(parts)
+    return text if len(text) >= SHORTEST else f"{deck.deal(phrases.greetings)} {text}"
 
 
 def row(text: str, team: str, priority: str, refund: bool, product: str) -> Row:
@@ -73,24 +103,19 @@ def rows(rng: Random, phrases: Phrases, count: int) -> list[Row]:
         refund = team != "account" and rng.random() < 0.5
         product = deck.deal(phrases.products)
         text = message(deck, phrases, team, priority, refund, product)
-        if SHORTEST <= len(text) <= LONGEST and text not in made:
-            made[text] = row(text, team, priority, refund, product)
+        if SHORTEST <= len(text) <= LONGEST:
+            made.setdefault(text, row(text, team, priority, refund, product))
     return shuffled(rng, made.values())
 
 
 def generate(seed: int = SEED) -> dict[str, list[Row]]:
-    return {split: rows(Random(f"{seed} {split}"), phrases, SIZES[split]) for split, phrases in SPLITS.items()}
+    return {split: rows(Random(f"{seed} {split}"), phrases, SIZES[split]) for split, phrases in load().items()}
 
 
 def write(data: dict[str, list[Row]], to: Path) -> None:
     for split, made in data.items():
         lines = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in made)
         (to / f"{split}.jsonl").write_bytes("".join(lines).encode())
-
-
-def templates(phrases: Phrases) -> set[str]:
-    problems = {problem for team in TEAMS for problem in phrases.problems[team]}
-    return problems | set(phrases.refund) | set(phrases.other) | set(phrases.high) | set(phrases.low)
 
 
 def ngrams(made: list[Row], n: int) -> set[tuple[str, ...]]:
@@ -100,15 +125,18 @@ def ngrams(made: list[Row], n: int) -> set[tuple[str, ...]]:
 
 def overlap(data: dict[str, list[Row]]) -> dict[str, float]:
     """What the held-out rows have in common with the training rows: counts, and shares of distinct word n-grams."""
-    train, held_out = SPLITS["train"], SPLITS["held_out"]
-    answers = [{line["messages"][1]["content"] for line in data[split]} for split in ("train", "held_out")]
-    texts = [{line["messages"][0]["content"] for line in data[split]} for split in ("train", "held_out")]
+    phrases = load()
+    train, held_out = phrases["train"], phrases["held_out"]
+    said, asked = (
+        [{line["messages"][index]["content"] for line in data[split]} for split in ("train", "held_out")]
+        for index in (1, 0)
+    )
     shared: dict[str, float] = {
-        "templates": len(templates(train) & templates(held_out)),
+        "templates": len(train.templates & held_out.templates),
         "products": len(set(train.products) & set(held_out.products)),
         "amounts": len(set(train.amounts) & set(held_out.amounts)),
-        "messages": len(texts[0] & texts[1]),
-        "answers": len(answers[0] & answers[1]),
+        "messages": len(asked[0] & asked[1]),
+        "answers": len(said[0] & said[1]),
     }
     for n in (1, 2, 3, 4):
         held = ngrams(data["held_out"], n)
@@ -117,14 +145,15 @@ def overlap(data: dict[str, list[Row]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Writes the rows of the example task.")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--to", type=Path, default=HERE)
     options = parser.parse_args()
     data = generate(options.seed)
     write(data, options.to)
+    phrases = load()
     for split, made in data.items():
-        print(f"{split:9s} {len(made):4d} rows, {len(templates(SPLITS[split])):3d} templates")
+        print(f"{split:9s} {len(made):4d} rows, {len(phrases[split].templates):3d} templates")
     print("held-out rows share with the training rows:")
     for what, share in overlap(data).items():
         print(f"  {what:10s} {share:g}" if isinstance(share, int) else f"  {what:10s} {share:.1%}")
