@@ -1,11 +1,53 @@
 """What a check of a data file found: plain data, the same for the API, the prepare child and the CLI."""
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 FAULTS_KEPT = 100
 Format = Literal["chat", "preference", "completion", "text"]
+
+
+class Code(StrEnum):
+    """What can be wrong. Users' scripts may compare these, so a code never changes its meaning."""
+
+    # The whole file.
+    EMPTY_FILE = "empty_file"
+    # A line as bytes and as JSON.
+    BOM = "bom"
+    NOT_UTF8 = "not_utf8"
+    LINE_TOO_LONG = "line_too_long"
+    INVALID_JSON = "invalid_json"
+    NAN = "nan"
+    LONE_SURROGATE = "lone_surrogate"
+    NUL = "nul"
+    TOO_DEEP = "too_deep"
+    # A row.
+    NOT_AN_OBJECT = "not_an_object"
+    UNKNOWN_FORMAT = "unknown_format"
+    MIXED_FORMATS = "mixed_formats"
+    MISSING_FIELD = "missing_field"
+    UNKNOWN_FIELD = "unknown_field"
+    WRONG_TYPE = "wrong_type"
+    EMPTY = "empty"
+    # A conversation.
+    UNKNOWN_ROLE = "unknown_role"
+    INVALID_WEIGHT = "invalid_weight"
+    NO_ASSISTANT_MESSAGE = "no_assistant_message"
+    LAST_MESSAGE_NOT_ASSISTANT = "last_message_not_assistant"
+    UNSUPPORTED_CONTENT = "unsupported_content"
+    # Tools.
+    INVALID_TOOL = "invalid_tool"
+    INVALID_TOOL_CALL = "invalid_tool_call"
+    INVALID_ARGUMENTS = "invalid_arguments"
+    UNKNOWN_FUNCTION = "unknown_function"
+    TOOL_RESULT_WITHOUT_CALL = "tool_result_without_call"
+    TOOL_CALL_WITHOUT_RESULT = "tool_call_without_result"
+    # A template's doing; found in prepare.
+    TEMPLATE_ERROR = "template_error"
+    TEMPLATE_REWRITES_HISTORY = "template_rewrites_history"
+    NO_MESSAGE_WEIGHTS = "no_message_weights"
 
 
 class Fault(BaseModel):
@@ -15,7 +57,7 @@ class Fault(BaseModel):
 
     line: int
     path: str = ""
-    code: str
+    code: Code
     message: str
 
     def __str__(self) -> str:
@@ -29,7 +71,7 @@ class Report(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Format | None
-    """What most of the file holds; None when no line could be read."""
+    """What the first readable row is; the others must be the same. None when no row could be read."""
     bytes: int
     lines: int
     rows: int
@@ -43,10 +85,8 @@ class Report(BaseModel):
     def ok(self) -> bool:
         return self.fault_count == 0
 
-    def summary(self, limit: int = 5) -> str:
-        """Sentences for ``status_details``: the first faults, and how many more there are."""
-        if self.ok:
-            return ""
-        shown = "; ".join(str(fault) for fault in self.faults[:limit])
-        rest = self.fault_count - min(limit, len(self.faults))
-        return shown + (f"; and {rest} more" if rest else "")
+    def summary(self, limit: int = FAULTS_KEPT) -> str:
+        """Sentences for ``status_details``: the faults kept, a line each, and how many more there are."""
+        shown = [str(fault) for fault in self.faults[:limit]]
+        rest = self.fault_count - len(shown)
+        return "\n".join([*shown, f"and {rest} more"] if rest else shown)

@@ -1,0 +1,100 @@
+"""A whole JSONL file, fed as it streams by: every fault with its line, in memory for one line."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from core.formats import rows
+from core.formats.report import FAULTS_KEPT, Code, Fault, Format, Report
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Checker:
+    """``feed`` the file's bytes in any pieces, then ``finish``. ``on_row`` gets each good row and its line number.
+
+    Blank lines are allowed and teach nothing; lines may end in CRLF; the last one needs no line break.
+    """
+
+    def __init__(self, on_row: Callable[[int, rows.Row], None] | None = None) -> None:
+        self._on_row = on_row
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._skipping = False
+        self._report = Report(format=None, bytes=0, lines=0, rows=0)
+        self._roles: Counter[str] = Counter()
+        self._format: Format | None = None
+        self._seen = False
+
+    def feed(self, chunk: bytes) -> None:
+        self._report.bytes += len(chunk)
+        start = 0
+        while (end := chunk.find(b"\n", start)) != -1:
+            self._hold(chunk[start:end])
+            self._line()
+            start = end + 1
+        self._hold(chunk[start:])
+
+    def finish(self) -> Report:
+        if self._held or self._skipping:
+            self._line()
+        report = self._report
+        if not self._seen:
+            self._fault(0, "", Code.EMPTY_FILE, "the file has no rows")
+        report.format, report.roles = self._format, dict(self._roles)
+        return report
+
+    def _hold(self, piece: bytes) -> None:
+        """Keeps a piece of the line that is still growing, unless it has grown too long to be kept."""
+        if not piece or self._skipping:
+            return
+        self._pieces.append(piece)
+        self._held += len(piece)
+        if self._held > rows.MAX_LINE_BYTES:
+            self._pieces, self._held, self._skipping = [], 0, True
+
+    def _line(self) -> None:
+        self._report.lines += 1
+        number = self._report.lines
+        line = b"".join(self._pieces)
+        self._pieces, self._held = [], 0
+        if self._skipping:
+            self._skipping, self._seen = False, True
+            self._fault(number, *rows.too_long())
+            return
+        if number == 1 and line.startswith(_BOM):
+            self._fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
+            line = line[len(_BOM) :]
+        if line.isspace() or not line:
+            return
+        self._seen = True
+        form, row, problems = rows.read(line)
+        if form is not None and self._format is None:
+            self._format = form
+        if form is not None and form != self._format:
+            message = f"a {form} row in a file of {self._format} rows"
+            self._fault(number, "", Code.MIXED_FORMATS, message)
+            return
+        for problem in problems:
+            self._fault(number, *problem)
+        if row is None:
+            return
+        self._report.rows += 1
+        for messages in _conversations(row):
+            self._roles.update(message["role"] for message in messages)
+        if self._on_row is not None:
+            self._on_row(number, row)
+
+    def _fault(self, line: int, path: str, code: Code, message: str) -> None:
+        self._report.fault_count += 1
+        if len(self._report.faults) < FAULTS_KEPT:
+            self._report.faults.append(Fault(line=line, path=path, code=code, message=message))
+
+
+def _conversations(row: rows.Row) -> list[list[rows.Message]]:
+    match row:
+        case rows.Chat():
+            return [row.messages]
+        case rows.Preference():
+            return [row.messages, row.preferred, row.rejected]
+        case _:
+            return []
