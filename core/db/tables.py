@@ -212,6 +212,7 @@ class Job(Leased, Table):
     """Number of the newest event. Numbers are given under this row's lock, so they have no gaps."""
     last_event_step: Mapped[int] = mapped_column(server_default="0")
     """Steps up to here have their metrics event; a resumed attempt repeats steps but not events."""
+    deleted_at: Mapped[datetime | None]
 
 
 class Attempt(Table):

@@ -27,10 +27,10 @@ Owned = TypeVar("Owned", File, Job, TunedModel)
 _NOUNS: dict[type[Any], str] = {File: "file", Job: "fine-tuning job", TunedModel: "model"}
 
 
-def owned(table: type[Owned], tenant: Tenant, *, deleted: bool = False) -> Select[tuple[Owned]]:
+def owned(table: type[Owned], tenant: Tenant, *, deleted: bool = False) -> Select[Owned]:
     """Rows of this table that the tenant may see; with ``deleted``, those it has removed as well (for cursors)."""
     query = select(table).where(table.project_id == tenant.project_id)
-    if table is not Job and not deleted:
+    if not deleted:
         query = query.where(table.deleted_at.is_(None))
     return query
 

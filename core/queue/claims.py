@@ -1,0 +1,100 @@
+"""Taking rows that wait, keeping them, and giving them back: the queue itself, in SQL on database time.
+
+A row is free when ``lease_until`` is NULL. A claim sets it and adds one to ``generation``; heartbeats move it on;
+whoever gives a row back, or takes it from a lost owner, sets it to NULL again, and every later write at the old
+generation is refused.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Select, select, update
+from sqlalchemy.orm import Session
+
+from core import clock
+from core.config import Settings
+from core.db.tables import Job, WorkItem
+from core.states import ItemStatus, Status
+
+Row = TypeVar("Row", Job, WorkItem)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Proof of ownership: writes that name this generation count until somebody else claims the row."""
+
+    table: type[Job] | type[WorkItem]
+    id: str
+    generation: int
+
+
+def next_job(session: Session, status: Status, worker_id: str, settings: Settings) -> Job | None:
+    """Claim the next job waiting in this status: by priority, then age. Skips rows that others are claiming."""
+    waiting = (
+        select(Job)
+        .where(
+            Job.status == status,
+            Job.lease_until.is_(None),
+            Job.available_at <= clock.now(),
+            Job.cancel_requested.is_(False),
+        )
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+    )
+    return _claim(session, waiting, worker_id, settings)
+
+
+def next_item(session: Session, worker_id: str, settings: Settings) -> WorkItem | None:
+    waiting = (
+        select(WorkItem)
+        .where(
+            WorkItem.status == ItemStatus.WAITING,
+            WorkItem.lease_until.is_(None),
+            WorkItem.available_at <= clock.now(),
+        )
+        .order_by(WorkItem.created_at, WorkItem.id)
+    )
+    row = _claim(session, waiting, worker_id, settings)
+    if row is not None:
+        row.status = ItemStatus.RUNNING
+    return row
+
+
+def _claim(session: Session, waiting: Select[Row], worker_id: str, settings: Settings) -> Row | None:
+    row = session.scalar(waiting.limit(1).with_for_update(skip_locked=True))
+    if row is None:
+        return None
+    row.generation += 1
+    row.worker_id = worker_id
+    row.lease_until = clock.in_seconds(settings.lease_seconds)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def heartbeat(session: Session, claim: Claim, settings: Settings) -> bool | None:
+    """Move the lease on. True: cancellation is asked for. None: the row is no longer ours."""
+    return session.scalar(
+        update(claim.table)
+        .where(
+            claim.table.id == claim.id,
+            claim.table.generation == claim.generation,
+            claim.table.lease_until.is_not(None),
+        )
+        .values(lease_until=clock.in_seconds(settings.lease_seconds))
+        .returning(claim.table.cancel_requested)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def release(row: Job | WorkItem) -> None:
+    """The row has no owner any more. The caller holds its lock."""
+    row.lease_until = None
+    row.worker_id = None
+
+
+def back_off(row: Job | WorkItem, settings: Settings) -> float:
+    """Count a loss and keep the row from being claimed for a while; returns the pause in seconds."""
+    row.losses += 1
+    pause = min(settings.backoff_seconds * 2 ** (row.losses - 1), settings.backoff_max_seconds)
+    row.available_at = clock.in_seconds(pause)
+    return pause
