@@ -44,5 +44,9 @@ def get(
         query = query.with_for_update(key_share=True)
     row = session.scalar(query)
     if row is None:
-        raise NotFound(f"No such {_NOUNS[table]}: {id!r}.", param=param or "id")
+        raise missing(table, id, param)
     return row
+
+
+def missing(table: type[Any], id: str, param: str | None = None) -> NotFound:
+    return NotFound(f"No such {_NOUNS[table]}: {id!r}.", param=param or "id")

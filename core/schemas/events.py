@@ -22,8 +22,8 @@ def of(row: Event) -> JobEvent:
     return JobEvent(
         id=row.id,
         created_at=clock.unix(row.created_at),
-        level=row.level,  # type: ignore[arg-type]  # written by core/services/events alone
+        level=row.level,
         message=row.message,
-        type=row.type,  # type: ignore[arg-type]
+        type=row.type,
         data=row.data,
     )

@@ -39,7 +39,7 @@ def of(row: File) -> FileObject:
         expires_at=clock.unix_or_none(row.expires_at),
         filename=row.filename,
         purpose=row.purpose,
-        status=row.status,  # type: ignore[arg-type]  # a CHECK constraint keeps the column to these values
+        status=row.status,
         status_details=row.status_details,
         ext=FileExt(format=row.format, report=row.report, sha256=row.sha256, job_id=row.job_id),
     )

@@ -142,7 +142,7 @@ def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt])
         validation_file=job.validation_file,
         result_files=job.result_files,
         trained_tokens=job.trained_tokens,
-        status=job.status,  # type: ignore[arg-type]  # a CHECK constraint keeps the column to these values
+        status=job.status,
         error=JobFault.model_validate(job.error) if job.error else None,
         seed=job.seed,
         metadata=job.user_metadata,

@@ -31,7 +31,7 @@ def of(row: Worker, online_since: datetime) -> WorkerOut:
     return WorkerOut(
         id=row.id,
         name=row.name,
-        kind=row.kind,  # type: ignore[arg-type]  # a CHECK constraint keeps the column to these values
+        kind=row.kind,
         slots=row.slots,
         device=row.device,
         memory_bytes=row.memory_bytes,

@@ -1,0 +1,31 @@
+"""A job's checkpoints: those of an epoch's end are the user's, all of them serve to resume."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.db import tenancy
+from core.db.tables import Checkpoint, Job
+from core.db.tenancy import Tenant
+from core.services import pages
+
+
+def list_of(
+    session: Session, tenant: Tenant, job_id: str, *, after: str | None, limit: int
+) -> tuple[Job, list[Checkpoint], bool]:
+    job = tenancy.get(session, Job, tenant, job_id)
+    mine = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.kind == "epoch")
+    cursor = None
+    if after is not None:
+        found = session.scalar(mine.where(Checkpoint.id == after))
+        if found is None:
+            raise pages.unknown_cursor(after)
+        cursor = (found.step,)
+    kept = mine.where(Checkpoint.deleted_at.is_(None))
+    rows, more = pages.page(session, kept, (Checkpoint.step,), cursor, limit)
+    return job, rows, more
+
+
+def newest_first(session: Session, job_id: str) -> list[Checkpoint]:
+    """What an attempt can resume from, the best first."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
+    return list(session.scalars(query.order_by(Checkpoint.step.desc())))

@@ -1,0 +1,306 @@
+"""Fine-tuning jobs as their owner sees them: create, list, get, cancel. What workers do to them is in ``runs``."""
+
+import hashlib
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from core import clock, ids, options
+from core.config import Settings
+from core.db import tenancy
+from core.db.tables import Attempt, BaseModel, File, IdempotencyKey, Job
+from core.db.tenancy import Tenant
+from core.errors import BadRequest, Conflict, KeyReused
+from core.formats.report import FAULTS_KEPT
+from core.options import Hyperparameters, JobOptions, OptionsError
+from core.schemas import jobs as shape
+from core.schemas.jobs import FineTuningJob, JobCreate
+from core.services import base_models, events, pages
+from core.states import TERMINAL, FileStatus, Phase, Status, check_move
+
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+# Formats of rows that a method can learn from.
+FITS = {"supervised": ("chat", "completion", "text")}
+
+_KEY_LIVES = timedelta(hours=24)
+_RETRY_WINDOW = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """What makes a repeated create recognisable: a key of the client's, or the SDK's word that it is a retry."""
+
+    body: bytes
+    key: str | None = None
+    is_retry: bool = False
+
+
+def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settings, once: Once) -> Job:
+    """A new job with its first events, or the one that this same request made before: all in one transaction."""
+    first = _first_of(session, tenant, once)
+    if first is not None:
+        return first
+    method, asked, prefix = _method(wanted)
+    chosen = _options(wanted, asked, prefix)
+    _check_request(wanted)
+    base = base_models.usable(session, wanted.model)
+    training = _data_file(session, tenant, wanted.training_file, "training_file", method, settings)
+    if wanted.validation_file is not None:
+        _data_file(session, tenant, wanted.validation_file, "validation_file", method, settings)
+    job = Job(
+        id=ids.job(),
+        project_id=tenant.project_id,
+        model=wanted.model,
+        base_model_id=base.id,
+        training_file=wanted.training_file,
+        validation_file=wanted.validation_file,
+        suffix=wanted.suffix,
+        seed=secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
+        user_metadata=wanted.metadata,
+        method={"type": method, method: {"hyperparameters": asked.model_dump(mode="json")}},
+        options=wanted.ext or {},
+        priority=PRIORITIES[chosen.resources.priority],
+        status=Status.VALIDATING,
+        phase=Phase.CREATED,
+        event_count=0,
+    )
+    session.add(job)
+    session.flush()
+    _remember(session, tenant, once, job)
+    events.append(session, job, f"Created fine-tuning job: {job.id}")
+    for key in wanted.model_extra or {}:
+        events.append(session, job, f"{key}: this field is not known here and was ignored.", level="warn")
+    if base.name != wanted.model:
+        events.append(session, job, f"The model {wanted.model!r} stands for the base model {base.name!r} here.")
+    events.append(session, job, f"Validating training file: {training.id}")
+    return job
+
+
+def _first_of(session: Session, tenant: Tenant, once: Once) -> Job | None:
+    """The job that this request made before. Holds off a second copy of the request until this one is through."""
+    key = _idempotency_key(tenant, once)
+    # Two copies that arrive together must not both find nothing: the second waits here for the first one's commit.
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant.project_id}/{key}", 0))))
+    window = _KEY_LIVES if once.key else _RETRY_WINDOW
+    row = session.get(IdempotencyKey, (tenant.project_id, key))
+    if row is None:
+        return None
+    young = session.scalar(select(clock.now() - window < row.created_at))
+    if not young or (once.key is None and not once.is_retry):
+        # Too old, or the same body sent anew on purpose: the record makes way for the new job's.
+        session.delete(row)
+        session.flush()
+        return None
+    if row.body_sha256 != hashlib.sha256(once.body).digest():
+        raise KeyReused(f"The idempotency key {once.key!r} was used with another request body.")
+    return tenancy.get(session, Job, tenant, row.job_id)
+
+
+def _remember(session: Session, tenant: Tenant, once: Once, job: Job) -> None:
+    session.add(
+        IdempotencyKey(
+            project_id=tenant.project_id,
+            key=_idempotency_key(tenant, once),
+            body_sha256=hashlib.sha256(once.body).digest(),
+            job_id=job.id,
+        )
+    )
+
+
+def _idempotency_key(tenant: Tenant, once: Once) -> str:
+    if once.key is not None:
+        return f"client:{once.key}"
+    return f"body:{tenant.key_id}:{hashlib.sha256(once.body).hexdigest()}"
+
+
+def canonical(body: object) -> bytes:
+    """The same bytes for the same JSON, however it was spaced and ordered."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _method(wanted: JobCreate) -> tuple[str, Hyperparameters, str]:
+    """Method, hyperparameters, and the path at which the user wrote them."""
+    if wanted.method is None:
+        return "supervised", _hyperparameters(wanted.hyperparameters, "hyperparameters"), "hyperparameters"
+    kind = wanted.method.type
+    if kind != "supervised":
+        raise BadRequest(
+            f'method.type: "{kind}" is not available in this release; it takes "supervised".',
+            param="method.type",
+            code="method_not_available",
+        )
+    prefix = "method.supervised.hyperparameters"
+    given = (wanted.method.supervised or {}).get("hyperparameters")
+    if given is None and wanted.hyperparameters is not None:
+        return kind, _hyperparameters(wanted.hyperparameters, "hyperparameters"), "hyperparameters"
+    return kind, _hyperparameters(given, prefix), prefix
+
+
+def _hyperparameters(given: object, prefix: str) -> Hyperparameters:
+    try:
+        return options.parse_hyperparameters({} if given is None else given, prefix)
+    except OptionsError as error:
+        raise _bad(error.faults) from None
+
+
+def _options(wanted: JobCreate, asked: Hyperparameters, prefix: str) -> JobOptions:
+    try:
+        chosen = options.parse(wanted.ext or {})
+    except OptionsError as error:
+        raise _bad(error.faults) from None
+    faults = [*options.conflicts(chosen, asked, prefix), *options.unsupported(chosen)]
+    if faults:
+        raise _bad(faults)
+    return chosen
+
+
+def _bad(faults: list[options.Fault]) -> BadRequest:
+    return BadRequest("; ".join(fault.message for fault in faults) + ".", param=faults[0].path)
+
+
+def _check_request(wanted: JobCreate) -> None:
+    if wanted.integrations:
+        raise BadRequest(
+            "integrations: none is available in this release; the job's events and metrics file carry the same numbers.",
+            param="integrations",
+        )
+    if wanted.metadata is None:
+        return
+    if len(wanted.metadata) > 16:
+        raise BadRequest(f"metadata: {len(wanted.metadata)} pairs given, at most 16 are kept.", param="metadata")
+    for key, value in wanted.metadata.items():
+        if len(key) > 64 or len(value) > 512:
+            raise BadRequest(
+                f"metadata.{key[:64]}: a key has up to 64 characters and a value up to 512.",
+                param=f"metadata.{key[:64]}",
+            )
+
+
+def _data_file(session: Session, tenant: Tenant, file_id: str, param: str, method: str, settings: Settings) -> File:
+    """The file, when a job of this method can learn from it. An unsettled one passes: prepare has the last word."""
+    code = f"invalid_{param}"
+    row = session.scalar(
+        tenancy.owned(File, tenant).where(File.id == file_id).with_for_update(read=True, key_share=True)
+    )
+    if row is None:
+        raise BadRequest(f"{param}: there is no file {file_id!r}.", param=param, code=code)
+    if row.purpose != "fine-tune":
+        raise BadRequest(
+            f'{param}: the file {file_id!r} was uploaded with the purpose "{row.purpose}", not "fine-tune".',
+            param=param,
+            code=code,
+        )
+    if row.status == FileStatus.ERROR:
+        raise BadRequest(f"{param}: the file {file_id!r} can't be used: {row.status_details}", param=param, code=code)
+    fault = unfit(row, param, method, settings)
+    if fault is not None:
+        raise fault
+    return row
+
+
+def unfit(row: File, param: str, method: str, settings: Settings) -> BadRequest | None:
+    """Why a settled file doesn't fit a method, or None."""
+    if row.status != FileStatus.PROCESSED or row.report is None:
+        return None
+    if row.format not in FITS[method]:
+        return BadRequest(
+            f"{param}: {row.format} rows don't fit the method {method}, which takes {', '.join(FITS[method])} rows.",
+            param=param,
+            code=f"invalid_{param}",
+        )
+    examples = row.report["rows"]
+    if param == "training_file" and examples < settings.min_examples:
+        return BadRequest(
+            f"Training file has {examples} example(s), but must have at least {settings.min_examples} examples.",
+            param=param,
+            code="invalid_n_examples",
+        )
+    return None
+
+
+def faults_of(row: File) -> str:
+    """The file's faults as one sentence for ``job.error``."""
+    kept = min(row.report["fault_count"], FAULTS_KEPT) if row.report else 0
+    return f"{kept} fault(s): {row.status_details}" if kept else str(row.status_details)
+
+
+def list_of(
+    session: Session,
+    tenant: Tenant,
+    *,
+    after: str | None,
+    limit: int,
+    metadata: dict[str, str] | None = None,
+    without_metadata: bool = False,
+) -> tuple[list[Job], bool]:
+    query = tenancy.owned(Job, tenant)
+    if without_metadata:
+        query = query.where(Job.user_metadata.is_(None))
+    elif metadata:
+        query = query.where(Job.user_metadata.contains(metadata))
+    cursor = None
+    if after is not None:
+        found = session.scalar(tenancy.owned(Job, tenant, deleted=True).where(Job.id == after))
+        if found is None:
+            raise pages.unknown_cursor(after)
+        cursor = (found.created_at, found.id)
+    return pages.page(session, query, (Job.created_at, Job.id), cursor, limit)
+
+
+def get(session: Session, tenant: Tenant, id: str) -> Job:
+    return tenancy.get(session, Job, tenant, id)
+
+
+def wire(session: Session, tenant: Tenant, rows: list[Job]) -> list[FineTuningJob]:
+    """The rows as OpenAI's wire has them, with two more queries for all of them together."""
+    bases = dict(
+        session.execute(select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_({r.base_model_id for r in rows})))
+        .tuples()
+        .all()
+    )
+    attempts: dict[str, list[Attempt]] = {}
+    for attempt in session.scalars(
+        select(Attempt).where(Attempt.job_id.in_([row.id for row in rows])).order_by(Attempt.job_id, Attempt.n)
+    ):
+        attempts.setdefault(attempt.job_id, []).append(attempt)
+    return [shape.of(r, bases[r.base_model_id], tenant.organization_id, attempts.get(r.id, [])) for r in rows]
+
+
+def cancel(session: Session, tenant: Tenant, id: str) -> Job:
+    """Cancel now when nobody works on it; else ask its owner to stop, which the next heartbeat tells it."""
+    job = tenancy.get(session, Job, tenant, id, lock=True)
+    if job.status == Status.CANCELLED:
+        return job
+    if job.status in TERMINAL:
+        raise Conflict(f"The job {id!r} has ended already: it {job.status}.", code="job_ended")
+    if job.lease_until is None:
+        end(session, job, Status.CANCELLED, Phase.CANCELLED)
+        events.append(session, job, "The job was cancelled.")
+    elif not job.cancel_requested:
+        job.cancel_requested = True
+        events.append(session, job, "Cancelling: the worker was asked to stop.")
+        if job.status == Status.RUNNING:
+            move(job, Status.RUNNING, Phase.CANCELLING)
+    return job
+
+
+def move(job: Job, status: Status, phase: Phase, reason: str | None = None) -> None:
+    """The one way a job changes its status or phase. The caller holds the row's lock."""
+    check_move(Status(job.status), status, phase)
+    if job.phase != phase:
+        job.phase_since = clock.now()
+    job.status, job.phase, job.phase_reason = status, phase, reason
+
+
+def end(session: Session, job: Job, status: Status, phase: Phase) -> None:
+    """A terminal status: no owner, no estimate, a time of ending."""
+    move(job, status, phase)
+    job.finished_at = clock.now()
+    job.estimated_finish = None
+    job.lease_until = None
+    job.worker_id = None
+    session.flush()

@@ -1,0 +1,62 @@
+"""The registry of workers: who is there, what they have, when they were last seen."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from core import clock
+from core.config import Settings
+from core.db.tables import Job, Worker, WorkItem
+
+_FORGOTTEN_AFTER = timedelta(days=1)
+
+
+def register(session: Session, worker: Worker) -> None:
+    session.add(worker)
+
+
+def seen(session: Session, worker_id: str, *, warm: bool, draining: bool, base_models: list[str]) -> None:
+    session.execute(
+        update(Worker)
+        .where(Worker.id == worker_id)
+        .values(last_seen_at=clock.now(), warm=warm, draining=draining, base_models=base_models)
+    )
+
+
+def gone(session: Session, worker_id: str) -> None:
+    session.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+def online_since(session: Session, settings: Settings) -> datetime:
+    """A worker seen after this moment is online: three heartbeats may be missed."""
+    return session.scalar(select(clock.now() - timedelta(seconds=3 * settings.heartbeat_seconds)))  # type: ignore[return-value]  # never NULL
+
+
+def list_all(session: Session) -> list[Worker]:
+    return list(session.scalars(select(Worker).order_by(Worker.kind, Worker.started_at.desc())))
+
+
+def forget_old(session: Session) -> None:
+    session.execute(delete(Worker).where(Worker.last_seen_at < clock.now() - _FORGOTTEN_AFTER))
+
+
+def expire_leases_of_predecessors(session: Session, name: str, kind: str, worker_id: str) -> int:
+    """End the leases of earlier processes of this name; returns how many.
+
+    Only for a worker that holds its name's lock file: the kernel gives it away when the process before is dead, so
+    there is nobody left to own those rows, and waiting for their leases to run out would only cost time.
+    """
+    earlier = select(Worker.id).where(Worker.name == name, Worker.kind == kind, Worker.id != worker_id)
+    ended = 0
+    for table in (Job, WorkItem):
+        rows = session.execute(
+            update(table)
+            .where(table.worker_id.in_(earlier), table.lease_until.is_not(None))
+            .values(lease_until=clock.now())
+            .returning(table.id)
+            .execution_options(synchronize_session=False)
+        )
+        ended += len(rows.all())
+    session.execute(delete(Worker).where(Worker.id.in_(earlier)).execution_options(synchronize_session=False))
+    return ended
