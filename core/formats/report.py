@@ -22,6 +22,7 @@ class Code(StrEnum):
     NAN = "nan"
     LONE_SURROGATE = "lone_surrogate"
     NUL = "nul"
+    NONCHARACTER = "noncharacter"
     TOO_DEEP = "too_deep"
     # A row.
     NOT_AN_OBJECT = "not_an_object"

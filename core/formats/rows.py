@@ -5,6 +5,7 @@ Each format is a reader in ``READERS``; a further format is one more reader. Kno
 
 import difflib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,10 @@ from core.formats.report import Code, Format
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 64
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+_NUL = re.compile("\0")
+# Unicode forbids these two in interchange; `templates` marks learned text with them.
+_RESERVED = re.compile("[\ufdd0\ufdd1]")
 
 # A message or a tool as a template sees it: JSON objects, of which the readers have checked the fields they know.
 Message = dict[str, Any]
@@ -109,8 +114,10 @@ def _parse(line: bytes) -> tuple[object, Problem | None]:
     # Depth is at most the number of opening brackets, and most lines have few of them.
     if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
         return None, Problem("", Code.TOO_DEEP, f"objects and lists are nested more than {MAX_DEPTH} deep")
-    if b"\\u0000" in line and (path := _path_of_nul(value)) is not None:
+    if b"\\u0000" in line and (path := _path_of(_NUL, value)) is not None:
         return None, Problem(path, Code.NUL, "the text has a NUL character")
+    if (b"\xef\xb7" in line or b"\\u" in line) and (path := _path_of(_RESERVED, value)) is not None:
+        return None, Problem(path, Code.NONCHARACTER, "the text has U+FDD0 or U+FDD1, which are no characters")
     return value, None
 
 
@@ -159,14 +166,15 @@ def _deeper(value: object, limit: int) -> bool:
     return True
 
 
-def _path_of_nul(value: object) -> str | None:
+def _path_of(pattern: re.Pattern[str], value: object) -> str | None:
+    """Where the first string or key with such a character is."""
     stack: list[tuple[str, object]] = [("", value)]
     while stack:
         path, item = stack.pop()
-        if isinstance(item, str) and "\0" in item:
+        if isinstance(item, str) and pattern.search(item):
             return path
         if isinstance(item, dict):
-            if any("\0" in key for key in item):
+            if any(pattern.search(key) for key in item):
                 return path
             stack.extend((f"{path}.{key}" if path else key, inner) for key, inner in item.items())
         elif isinstance(item, list):

@@ -123,7 +123,7 @@ class Counts(_Strict):
     dropped: Named = Named()
     """Longer than ``max_length`` with ``over_length: drop``."""
     masked: Named = Named()
-    """Rows in which no token has any weight: left out, since they teach nothing."""
+    """Rows in which no token of a completion has any weight: left out, since they teach nothing."""
     sha256: str
     """Of the token file."""
 

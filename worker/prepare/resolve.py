@@ -1,0 +1,305 @@
+"""Options and counts -> every value a trainer needs, each ``auto`` with its reason. Knows no files and no tokenizer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+from core.formats.report import Format
+from core.options import (
+    Hyperparameters,
+    JobOptions,
+    Resolved,
+    ResolvedData,
+    ResolvedEval,
+    ResolvedHyperparameters,
+    ResolvedLora,
+    ResolvedOptim,
+    ResolvedResources,
+)
+from worker.folder import BaseSpec, LoraSpec, OptimSpec, TrainSpec
+from worker.prepare.folder import Facts, Note
+
+# Outside these a run almost never learns anything good.
+USUAL_LEARNING_RATES = (1e-7, 1e-3)
+_LR_BOUNDS = (5e-5, 1e-3)
+_SHORT_RUN = 100
+_FEWEST_STEPS = 60
+_MOST_EPOCHS = 50
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What tokenising has found out. Tokens are those of the training rows before anything is cut."""
+
+    examples: int
+    longest: int
+    prompt_tokens: int
+    completion_tokens: int
+    validation: bool
+
+
+Reason = Callable[[str, object, str], None]
+Warn = Callable[[str], None]
+
+
+class Resolution(NamedTuple):
+    resolved: Resolved
+    notes: list[Note]
+
+
+def max_length(options: JobOptions, context: int, longest: int) -> tuple[int, str]:
+    """Tokens a row may have, and why. Batches are not padded, so room that no row needs costs nothing: ``auto``
+    takes every row whole that the model can take."""
+    if options.max_length != "auto":
+        return options.max_length, "as asked for"
+    if longest > context:
+        return context, f"the model's context; the longest row has {longest} tokens"
+    return max(longest, 8), "the longest row"
+
+
+def batch_size(examples: int) -> int:
+    """Examples per step: 0.2 % of them, a power of two from 8 to 64."""
+    return int(min(64, max(8, 2 ** round(math.log2(max(1.0, 0.002 * examples))))))
+
+
+def epochs(examples: int, batch: int) -> int:
+    """Fewer passes over more data, but never so few that there are less than 60 steps."""
+    usual = 5 if examples < 500 else 3 if examples < 2_000 else 2 if examples < 20_000 else 1
+    needed = math.ceil(_FEWEST_STEPS / math.ceil(examples / batch))
+    return min(max(usual, needed), max(usual, _MOST_EPOCHS))
+
+
+def learning_rate(model_type: str, hidden_size: int, batch: int, steps: int) -> float:
+    """For LoRA: 5e-4 · (2000 / hidden)^p, more for short runs, less for small batches; two significant digits.
+
+    The powers are those of tinker-cookbook's sweep (Llama 0.781, Qwen 0.0775); 0.4 lies between for all others.
+    """
+    power = 0.781 if model_type.startswith(("llama", "mllama")) else 0.0775 if model_type.startswith("qwen") else 0.4
+    rate = 5e-4 * (2000 / hidden_size) ** power
+    if steps < _SHORT_RUN:
+        rate *= 1.5
+    rate *= min(1.0, max(0.35, math.sqrt(batch / 128)))
+    low, high = _LR_BOUNDS
+    return float(f"{min(high, max(low, rate)):.2g}")
+
+
+def resolve(
+    options: JobOptions,
+    hyperparameters: Hyperparameters,
+    sizes: Sizes,
+    facts: Facts,
+    *,
+    length: int,
+    length_reason: str,
+    form: Format,
+    seed: int,
+    fast_bf16: bool,
+) -> Resolution:
+    """``sizes.examples`` are the rows that are trained on; ``length`` comes from :func:`max_length`."""
+    notes: list[Note] = []
+
+    def reason(name: str, value: object, why: str) -> None:
+        notes.append(Note(message=f"{name} {value}: {why}", data={"option": name, "value": value}))
+
+    def warn(message: str) -> None:
+        notes.append(Note(level="warn", message=message))
+
+    if options.max_length == "auto":
+        reason("max_length", length, length_reason)
+    batch, micro = _batches(options, hyperparameters, sizes.examples, length, fast_bf16, reason)
+    steps, passes = _duration(options, hyperparameters, sizes.examples, batch, reason)
+    if batch > sizes.examples:
+        warn(f"batch_size {batch} is more than the {sizes.examples} examples: every step sees all of them")
+    optim, multiplier = _optim(options, hyperparameters, facts, batch, steps, reason, warn)
+    weight = _prompt_loss_weight(options, sizes, reason)
+    precision, checkpointing = _precision(options, fast_bf16, reason, warn), options.gradient_checkpointing is True
+    lora = options.lora
+    resolved = Resolved(
+        adapter="lora",
+        lora=ResolvedLora(
+            rank=lora.rank,
+            alpha=float(lora.alpha if lora.alpha is not None else 2 * lora.rank),
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            rslora=lora.rslora,
+            dora=lora.dora,
+        ),
+        prompt_loss_weight=weight,
+        train_on=options.train_on,
+        optim=optim,
+        epochs=passes,
+        total_steps=steps,
+        batch_size=batch,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=math.ceil(batch / micro),
+        max_length=length,
+        packing=False,
+        precision=precision,
+        gradient_checkpointing=checkpointing,
+        head_gradient="exact",
+        chat_template="base" if options.chat_template == "base" else "given",
+        format=form,
+        data=ResolvedData(over_length=options.data.over_length),
+        eval=ResolvedEval(every=_eval_every(options, sizes, steps, passes, reason)),
+        resources=ResolvedResources(devices=1, priority=options.resources.priority),
+        seed=seed,
+        hyperparameters=ResolvedHyperparameters(
+            n_epochs=max(1, math.ceil(passes - 1e-9)), batch_size=batch, learning_rate_multiplier=multiplier
+        ),
+    )
+    return Resolution(resolved, notes)
+
+
+def _batches(
+    options: JobOptions, hyperparameters: Hyperparameters, examples: int, length: int, fast: bool, reason: Reason
+) -> tuple[int, int]:
+    """Examples per step, and how many of them go through the model at once."""
+    given = hyperparameters.batch_size
+    micro, accumulation = options.micro_batch_size, options.gradient_accumulation_steps
+    batch = given if given != "auto" else batch_size(examples)
+    if given == "auto":
+        if isinstance(micro, int):
+            batch = max(batch, micro)
+        if isinstance(accumulation, int):
+            batch = math.ceil(batch / accumulation) * accumulation
+        reason("batch_size", batch, f"for {examples} examples")
+    if isinstance(micro, int):
+        return batch, micro
+    if isinstance(accumulation, int):
+        return batch, max(1, batch // accumulation)
+    # A processor gains nothing from rows side by side, and they cost memory; an accelerator wants some thousand
+    # tokens at once.
+    room = max(1, 8192 // length) if fast else 1
+    return batch, min(batch, 2 ** int(math.log2(room)))
+
+
+def _duration(
+    options: JobOptions, hyperparameters: Hyperparameters, examples: int, batch: int, reason: Reason
+) -> tuple[int, float]:
+    """Steps in all, and the passes over the data they make."""
+    per_epoch = math.ceil(examples / batch)
+    if options.max_steps is not None:
+        return options.max_steps, options.max_steps / per_epoch
+    if isinstance(options.epochs, float | int):
+        passes = float(options.epochs)
+    elif hyperparameters.n_epochs != "auto":
+        passes = float(hyperparameters.n_epochs)
+    else:
+        passes = float(epochs(examples, batch))
+        reason("n_epochs", int(passes), f"for {examples} examples, {per_epoch} steps an epoch")
+    # 0.1 × 30 is a little more than 3 in binary; that must not become a fourth step.
+    return max(1, math.ceil(passes * per_epoch - 1e-9)), passes
+
+
+def _optim(
+    options: JobOptions,
+    hyperparameters: Hyperparameters,
+    facts: Facts,
+    batch: int,
+    steps: int,
+    reason: Reason,
+    warn: Warn,
+) -> tuple[ResolvedOptim, float]:
+    """The optimizer's values, and the learning rate as a multiple of the automatic one."""
+    automatic = learning_rate(facts.model_type, facts.hidden_size, batch, steps)
+    asked = options.optim.learning_rate
+    if isinstance(asked, float | int):
+        rate = float(asked)
+    elif hyperparameters.learning_rate_multiplier != "auto":
+        rate = min(1.0, automatic * hyperparameters.learning_rate_multiplier)
+    else:
+        rate = automatic
+        reason("learning_rate", rate, f"for hidden size {facts.hidden_size}, {batch} examples a step, {steps} steps")
+    low, high = USUAL_LEARNING_RATES
+    if not low <= rate <= high:
+        warn(f"learning_rate {rate:g} is outside {low:g} … {high:g}: the run will probably learn nothing useful")
+    return (
+        ResolvedOptim(
+            learning_rate=rate,
+            schedule=options.optim.schedule,
+            warmup_steps=_warmup(options, steps, warn),
+            min_lr_ratio=options.optim.min_lr_ratio,
+            # `unsupported` has refused the others when the job was created.
+            optimizer=cast(Literal["adamw", "sgd"], options.optim.optimizer),
+            betas=options.optim.betas,
+            eps=options.optim.eps,
+            weight_decay=options.optim.weight_decay if options.optim.weight_decay is not None else 0.0,
+            max_grad_norm=options.optim.max_grad_norm,
+        ),
+        rate / automatic,
+    )
+
+
+def _warmup(options: JobOptions, steps: int, warn: Warn) -> int:
+    if options.optim.warmup_steps is not None:
+        if options.optim.warmup_steps >= steps:
+            warn(
+                f"warmup_steps {options.optim.warmup_steps}: the run has {steps} steps, so the full rate is never reached"
+            )
+        return options.optim.warmup_steps
+    if options.optim.warmup_ratio is not None:
+        return round(options.optim.warmup_ratio * steps)
+    # 5 %, at least 5 and at most 100 steps, but never more than a quarter of a short run.
+    return min(max(5, min(100, round(0.05 * steps))), steps // 4)
+
+
+def _prompt_loss_weight(options: JobOptions, sizes: Sizes, reason: Reason) -> float:
+    if options.prompt_loss_weight != "auto":
+        return float(options.prompt_loss_weight)
+    # Learning the prompt a little helps where answers are shorter than prompts, and does nothing elsewhere.
+    short = sizes.completion_tokens < sizes.prompt_tokens
+    weight = 0.1 if short else 0.0
+    reason("prompt_loss_weight", weight, f"completions are {'shorter' if short else 'not shorter'} than prompts")
+    return weight
+
+
+def _precision(options: JobOptions, fast_bf16: bool, reason: Reason, warn: Warn) -> Literal["fp32", "bf16"]:
+    if options.precision == "bf16":
+        if not fast_bf16:
+            warn("precision bf16: the processors that train this job compute many times slower in it than in fp32")
+        return "bf16"
+    if options.precision == "auto" and fast_bf16:
+        reason("precision", "bf16", "the accelerator computes in it")
+        return "bf16"
+    return "fp32"
+
+
+def _eval_every(
+    options: JobOptions, sizes: Sizes, steps: int, passes: float, reason: Reason
+) -> int | Literal["epoch"] | None:
+    if not sizes.validation:
+        return None
+    if options.eval.every != "auto":
+        return options.eval.every
+    # At the end of each epoch there is a checkpoint to judge; runs with few of them are looked at about five times.
+    if passes >= 3:
+        return "epoch"
+    every = max(1, steps // 5)
+    reason("eval.every", every, f"{steps} steps in less than three epochs")
+    return every
+
+
+def train_spec(
+    resolved: Resolved, *, job_id: str, base: BaseSpec, threads: int | None = None, resume: Path | None = None
+) -> TrainSpec:
+    """What the training child is told, from what the job's row keeps."""
+    return TrainSpec(
+        job_id=job_id,
+        base=base,
+        lora=LoraSpec(**resolved.lora.model_dump()),
+        prompt_loss_weight=resolved.prompt_loss_weight,
+        seed=resolved.seed,
+        epochs=resolved.epochs,
+        total_steps=resolved.total_steps,
+        batch_size=resolved.batch_size,
+        micro_batch_size=resolved.micro_batch_size,
+        max_length=resolved.max_length,
+        optim=OptimSpec(**resolved.optim.model_dump()),
+        precision=resolved.precision,
+        gradient_checkpointing=resolved.gradient_checkpointing,
+        eval_every=resolved.eval.every if isinstance(resolved.eval.every, int) else None,
+        threads=threads,
+        resume=resume,
+    )

@@ -1,0 +1,362 @@
+"""Rows -> the token files of a job folder. What is learned is read from character offsets of one tokenisation.
+
+Knows nothing about torch: ``tokenizers`` and numpy do the work, and rows go through disk, not memory.
+"""
+
+import hashlib
+import json
+import struct
+from array import array
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from core.formats import templates
+from core.formats.report import Code
+from core.formats.rows import Chat, Completion, Message, Preference, Row, Text
+from worker.prepare.folder import Counts, Facts, Named
+
+TrainOn = Literal["assistant", "last_assistant", "all"]
+LINES_KEPT = 100
+_BATCH = 256
+
+
+class RowFault(ValueError):
+    """The template can't be used with the row at ``line``."""
+
+    def __init__(self, line: int, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One row: ids int32, message weights float32, completion uint8, all of one length."""
+
+    ids: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    completion: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A row as text: what is learned and what has another weight than 1, in characters; BOS and EOS to be added."""
+
+    text: str
+    learned: list[tuple[int, int]]
+    weights: list[tuple[int, int, float]]
+    plain: bool
+
+
+class Encoder:
+    """One base model's tokenizer and one chat template."""
+
+    def __init__(self, base: Path, facts: Facts, template: str, train_on: TrainOn = "assistant") -> None:
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._template = templates.Template(template, facts.special_tokens)
+        self._train_on = train_on
+        eos = facts.special_tokens.get("eos_token")
+        bos = facts.special_tokens.get("bos_token") if facts.adds_bos else None
+        self._eos = self._tokenizer.token_to_id(eos) if eos else None
+        self._bos = self._tokenizer.token_to_id(bos) if bos else None
+        self.straddling = Named()
+        """Rows in which a token reaches from the prompt into what is learned, so that its first characters aren't."""
+
+    def encode(self, rows: Iterable[tuple[int, Row]]) -> list[Tokens]:
+        """Rows with their lines -> tokens, in one batch. Raises RowFault."""
+        lines, drawn = [], []
+        for line, row in rows:
+            try:
+                drawn.append(self._draw(row))
+            except templates.TemplateFault as fault:
+                raise RowFault(line, fault.code, fault.message) from None
+            lines.append(line)
+        # The template has written BOS itself, as in transformers; plain text gets it in `_tokens`.
+        encodings = self._tokenizer.encode_batch([one.text for one in drawn], add_special_tokens=False)
+        return [self._tokens(*each) for each in zip(lines, drawn, encodings, strict=True)]
+
+    def _draw(self, row: Row) -> _Drawn:
+        match row:
+            case Chat():
+                return self._chat(row)
+            case Completion():
+                text = row.prompt + row.completion
+                learned = 0 if self._train_on == "all" else len(row.prompt)
+                return _Drawn(text, [(learned, len(text))], [], plain=True)
+            case Text():
+                return _Drawn(row.text, [(0, len(row.text))], [], plain=True)
+            case Preference():
+                raise templates.TemplateFault(Code.MIXED_FORMATS, "preference rows are not for supervised training")
+
+    def _chat(self, row: Chat) -> _Drawn:
+        rendered = self._template.render(row.messages, row.tools)
+        spans = rendered.spans
+        if self._train_on == "last_assistant" and spans:
+            last = max(span.message for span in spans)
+            spans = [span for span in spans if span.message == last]
+        learned = [(0, len(rendered.text))] if self._train_on == "all" else [(s.start, s.end) for s in spans]
+        return _Drawn(rendered.text, learned, self._weights(row, rendered), plain=False)
+
+    def _weights(self, row: Chat, rendered: templates.Rendered) -> list[tuple[int, int, float]]:
+        """A message's weight holds for all its text, role header included."""
+        weights = [message.get("weight", 1.0) for message in row.messages]
+        if all(weight == 1.0 for weight in weights):
+            return []
+        try:
+            extents = self._template.extents(row.messages, row.tools, rendered.text)
+        except templates.TemplateFault:
+            if any(_weighs(message) and message["role"] != "assistant" for message in row.messages):
+                raise
+            # Extents can't be told, but the marks still say what each assistant message says.
+            return [(span.start, span.end, weights[span.message]) for span in rendered.spans]
+        return [(start, end, weight) for (start, end), weight in zip(extents, weights, strict=True) if weight != 1.0]
+
+    def _tokens(self, line: int, drawn: _Drawn, encoding: Encoding) -> Tokens:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        starts, ends = offsets[:, 0], offsets[:, 1]
+        completion = np.zeros(len(ids), dtype=np.uint8)
+        weight = np.ones(len(ids), dtype=np.float32)
+        straddles = False
+        for start, end in drawn.learned:
+            # A token that began before the span is part prompt: at inference the prompt would end inside it.
+            completion[(starts >= start) & (starts < end)] = 1
+            straddles = straddles or bool(((starts < start) & (ends > start)).any())
+        if straddles:
+            note(self.straddling, line)
+        for start, end, value in drawn.weights:
+            weight[(starts >= start) & (starts < end)] = value
+        if not drawn.plain:
+            return Tokens(ids, weight, completion)
+        if self._bos is not None and (not len(ids) or ids[0] != self._bos):
+            ids, weight, completion = _add(ids, weight, completion, 0, self._bos, 0)
+        if self._eos is not None and (not len(ids) or ids[-1] != self._eos):
+            ids, weight, completion = _add(ids, weight, completion, len(ids), self._eos, 1)
+        return Tokens(ids, weight, completion)
+
+
+def _weighs(message: Message) -> bool:
+    return bool(message.get("weight", 1.0) != 1.0)
+
+
+def _add(
+    ids: NDArray[np.int32],
+    weight: NDArray[np.float32],
+    completion: NDArray[np.uint8],
+    at: int,
+    token: int,
+    learned: int,
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
+    return np.insert(ids, at, token), np.insert(weight, at, 1.0), np.insert(completion, at, learned)
+
+
+def note(named: Named, line: int) -> None:
+    named.count += 1
+    if len(named.lines) < LINES_KEPT:
+        named.lines.append(line)
+
+
+_PARTS: tuple[tuple[str, str, Any], ...] = (
+    ("input_ids", "I32", np.int32),
+    ("message_weight", "F32", np.float32),
+    ("completion", "U8", np.uint8),
+)
+
+
+@dataclass
+class Spool:
+    """Tokens of a whole file on disk, before it is known how long a row may be. Use as a context manager."""
+
+    folder: Path
+    name: str
+    offsets: array[int] = field(default_factory=lambda: array("q", [0]))
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    masked: Named = field(default_factory=Named)
+
+    def __enter__(self) -> "Spool":
+        self._stack = ExitStack()
+        self._files = [self._stack.enter_context(self._path(part).open("wb")) for part, _, _ in _PARTS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        for name, _, _ in _PARTS:
+            self._path(name).unlink(missing_ok=True)
+
+    def _path(self, part: str) -> Path:
+        return self.folder / f"{self.name}.{part}.spool"
+
+    def add(self, line: int, tokens: Tokens) -> None:
+        """Keeps a row, unless nothing in it would be learned: such a row is only named."""
+        learned = int(tokens.completion.sum())
+        # The first token has nothing before it that could predict it.
+        if not (tokens.completion[1:] * tokens.weight[1:]).any():
+            note(self.masked, line)
+            return
+        columns: tuple[NDArray[Any], ...] = (tokens.ids, tokens.weight, tokens.completion)
+        for file, values in zip(self._files, columns, strict=True):
+            file.write(values.tobytes())
+        self.offsets.append(self.offsets[-1] + len(tokens.ids))
+        self.lines.append(line)
+        self.completion_tokens += learned
+        self.prompt_tokens += len(tokens.ids) - learned
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        offsets = np.frombuffer(self.offsets, dtype=np.int64)
+        return offsets[1:] - offsets[:-1]
+
+    def write(
+        self, out: Path, *, max_length: int, over_length: Literal["error", "truncate", "drop"], keep_first: bool
+    ) -> Counts:
+        """The token file, rows longer than ``max_length`` cut or left out (``error`` is the caller's to refuse).
+
+        ``keep_first``: the first token is BOS, which a cut at the front must not take away.
+        """
+        for file in self._files:
+            file.flush()
+        rows = _Rows(self, max_length, over_length, keep_first)
+        _write_safetensors(out, rows)
+        return Counts(
+            examples=len(rows.lines),
+            tokens=rows.offsets[-1],
+            trained_tokens=rows.trained,
+            longest=int(self.lengths.max(initial=0)),
+            truncated=rows.truncated,
+            dropped=rows.dropped,
+            masked=self.masked,
+            sha256=_sha256(out),
+        )
+
+
+class _Rows:
+    """Which slices of a spool go into the token file."""
+
+    def __init__(self, spool: Spool, max_length: int, over_length: str, keep_first: bool) -> None:
+        self.parts = {
+            part: np.memmap(spool._path(part), dtype=dtype, mode="r") if spool.lines else np.zeros(0, dtype)
+            for part, _, dtype in _PARTS
+        }
+        self.offsets = array("q", [0])
+        self.lines = array("q")
+        self.slices: list[tuple[int, int]] | None = None
+        self.truncated, self.dropped = Named(), Named()
+        self.trained = 0
+        lengths = spool.lengths
+        if not len(lengths) or lengths.max() <= max_length:
+            # Nothing to cut: the spool is the file.
+            self.offsets, self.lines = spool.offsets, spool.lines
+        else:
+            self._select(spool, max_length, over_length, keep_first)
+        self.trained = self._trained()
+
+    def _select(self, spool: Spool, max_length: int, over_length: str, keep_first: bool) -> None:
+        self.slices = []
+        for index, line in enumerate(spool.lines):
+            start, end = spool.offsets[index], spool.offsets[index + 1]
+            if end - start > max_length and over_length != "truncate":
+                note(self.dropped, line)
+                continue
+            if end - start > max_length:
+                note(self.truncated, line)
+                learned = self.parts["completion"][start:end] * (self.parts["message_weight"][start:end] > 0)
+                kept = cut(learned, max_length, keep_first)
+                self.slices.extend((start + first, start + last) for first, last in kept)
+            else:
+                self.slices.append((start, end))
+            self.offsets.append(self.offsets[-1] + min(end - start, max_length))
+            self.lines.append(line)
+
+    def chunks(self, part: str) -> Iterable[NDArray[Any]]:
+        values = self.parts[part]
+        if self.slices is None:
+            for start in range(0, len(values), 1 << 20):
+                yield values[start : start + (1 << 20)]
+        else:
+            for start, end in self.slices:
+                yield values[start:end]
+
+    def _trained(self) -> int:
+        pairs = zip(self.chunks("completion"), self.chunks("message_weight"), strict=True)
+        return sum(int(np.count_nonzero(completion * weight)) for completion, weight in pairs)
+
+
+def cut(taught: NDArray[np.uint8], length: int, keep_first: bool) -> list[tuple[int, int]]:
+    """Which slices of a row of more than ``length`` tokens are kept; ``taught`` is 1 where a token is learned.
+
+    The beginning is kept, unless too little of the first answer would then be left: at least half of ``length`` or
+    the whole answer. In that case the prompt gives way from its front, BOS excepted.
+    """
+    learned = np.flatnonzero(taught)
+    first = int(learned[0]) if len(learned) else 0
+    after = np.flatnonzero(taught[first:] == 0)
+    answer = int(after[0]) if len(after) else len(taught) - first
+    end = max(length, first + min(answer, length // 2))
+    head = 1 if keep_first and end > length else 0
+    start = end - length + head
+    return [(0, head), (start, end)] if head else [(start, end)]
+
+
+def _write_safetensors(out: Path, rows: _Rows) -> None:
+    """The format by hand (an 8-byte length, a JSON header, the tensors): the library wants all of it in memory."""
+    count, total = len(rows.lines), rows.offsets[-1]
+    header: dict[str, object] = {}
+    position = 0
+    # Wide types first, so that every tensor is aligned.
+    for name, kind, shape, width in (
+        ("offsets", "I64", count + 1, 8),
+        ("lines", "I64", count, 8),
+        *((part, kind, total, np.dtype(dtype).itemsize) for part, kind, dtype in _PARTS),
+    ):
+        header[name] = {"dtype": kind, "shape": [shape], "data_offsets": [position, position + shape * width]}
+        position += shape * width
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with out.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        file.write(rows.offsets.tobytes())
+        file.write(rows.lines.tobytes())
+        for part, _, _ in _PARTS:
+            for values in rows.chunks(part):
+                file.write(values.tobytes())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Batcher:
+    """Collects rows as the checker finds them and spools them in batches. ``on_rows`` gets the count so far."""
+
+    def __init__(self, encoder: Encoder, spool: Spool, on_rows: Callable[[int], None]) -> None:
+        self._encoder, self._spool, self._on_rows = encoder, spool, on_rows
+        self._rows: list[tuple[int, Row]] = []
+        self._done = 0
+
+    def add(self, line: int, row: Row) -> None:
+        self._rows.append((line, row))
+        if len(self._rows) == _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._rows:
+            return
+        for (line, _), tokens in zip(self._rows, self._encoder.encode(self._rows), strict=True):
+            self._spool.add(line, tokens)
+        self._done += len(self._rows)
+        self._rows = []
+        self._on_rows(self._done)
