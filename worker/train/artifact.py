@@ -1,0 +1,34 @@
+"""The folder a finished run leaves: adapter, tokenizer, chat template, and how it was made."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from worker.folder import TrainSpec
+from worker.train import adapter, manifest
+from worker.train.load import Model
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def write(folder: Path, model: Model, spec: TrainSpec, base: Path, made: dict[str, Any]) -> None:
+    """``made``: versions, data hashes and final metrics for training.json."""
+    draft = manifest.draft(folder)
+    adapter.write(model, draft)
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, draft / name)
+    # Where files lay on the training machine is nobody's business and nobody's help.
+    told = spec.model_dump(mode="json", exclude={"base": {"path"}, "resume": True, "threads": True})
+    (draft / "training.json").write_text(json.dumps({"spec": told, **made}, indent=2, sort_keys=True) + "\n")
+    manifest.seal(draft, folder)

@@ -1,0 +1,162 @@
+"""Checkpoints of a run: everything its next step depends on, in safetensors and JSON only.
+
+adapter_model.safetensors, adapter_config.json   the adapter, loadable by itself
+state.safetensors                                the optimizer's moments: ``<parameter>/<moment>``
+state.json                                       progress, random state, what made it
+manifest.json                                    written last
+"""
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+from worker.folder import TrainSpec
+from worker.train import adapter, manifest
+from worker.train.faults import CheckpointRefused
+from worker.train.load import Model
+
+TENSORS = "state.safetensors"
+STATE = "state.json"
+
+Kind = Literal["epoch", "recovery"]
+
+
+class Progress(BaseModel):
+    """How far a run has come, and the sums that go on counting."""
+
+    step: int = 0
+    settled: bool = True
+    """Whether what follows the step (evaluation, epoch checkpoint) has been done."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    metrics: dict[str, float | None] = {}
+    """The last step's and the last evaluation's."""
+
+
+class State(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    progress: Progress
+    epoch: float
+    cursor: int
+    """Rows of the current epoch that have been learned from."""
+    config_sha256: str
+    fingerprint: dict[str, str]
+    rng: dict[str, list[int]]
+
+
+def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
+    """Hash of all that decides the numbers of a run. Left out: where files lie, when checkpoints are written, how a
+    step is split (the same sum in another order) and how many threads compute it."""
+    decisive = spec.model_dump(
+        mode="json",
+        exclude={
+            "job_id": True,
+            "base": {"path"},
+            "micro_batch_size": True,
+            "gradient_checkpointing": True,
+            "eval_every": True,
+            "recovery_seconds": True,
+            "recovery_fraction": True,
+            "resume": True,
+            "threads": True,
+            "data_sha256": True,
+        },
+    )
+    return hashlib.sha256(json.dumps({**decisive, "data": data}, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(spec: TrainSpec, model: Model) -> dict[str, str]:
+    """What must be equal for a resumed run to give the same bits as one that was never stopped."""
+    packages = {name: version(name) for name in ("torch", "transformers", "peft", "numpy", "safetensors")}
+    on_gpu = model.device.type == "cuda"
+    return packages | {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "cuda": str(torch.version.cuda) if on_gpu else "none",
+        "threads": str(torch.get_num_threads()),
+        "micro_batch_size": str(spec.micro_batch_size),
+        "gradient_checkpointing": str(spec.gradient_checkpointing),
+    }
+
+
+def random_state(model: Model) -> dict[str, list[int]]:
+    state = {"cpu": torch.get_rng_state().tolist()}
+    if model.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(model.device).tolist()
+    return state
+
+
+def set_random_state(model: Model, state: dict[str, list[int]]) -> None:
+    torch.set_rng_state(torch.tensor(state["cpu"], dtype=torch.uint8))
+    if model.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), model.device)
+
+
+def save(folder: Path, model: Model, optimizer: Optimizer, state: State) -> None:
+    draft = manifest.draft(folder)
+    adapter.write(model, draft)
+    save_file(_moments(model, optimizer), draft / TENSORS)
+    (draft / STATE).write_text(state.model_dump_json() + "\n")
+    manifest.seal(draft, folder)
+
+
+def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State:
+    """Put a checkpoint into model, optimizer and random state, or raise :class:`CheckpointRefused` and touch nothing.
+
+    Every file's sha256 is checked first: a cut file or a flipped bit never resumes.
+    """
+    if faults := manifest.faults(folder):
+        raise CheckpointRefused("checkpoint_damaged", f"The checkpoint {folder.name} is damaged: {'; '.join(faults)}.")
+    try:
+        state = State.model_validate_json((folder / STATE).read_bytes())
+        weights = load_file(folder / adapter.WEIGHTS)
+        moments = load_file(folder / TENSORS)
+    except (OSError, ValidationError, SafetensorError) as error:
+        # The manifest agreed with the files, yet they are not a checkpoint's, or of another version.
+        raise CheckpointRefused("checkpoint_unreadable", f"The checkpoint {folder.name} can't be read.") from error
+    if state.config_sha256 != config:
+        raise CheckpointRefused(
+            "checkpoint_mismatch",
+            f"The checkpoint {folder.name} is of a run with other data or settings and can't be continued exactly.",
+        )
+    try:
+        adapter.read(model, weights)
+        _set_moments(model, optimizer, moments)
+    except KeyError as error:
+        raise CheckpointRefused(
+            "checkpoint_mismatch", f"The checkpoint {folder.name} is of another adapter."
+        ) from error
+    set_random_state(model, state.rng)
+    return state
+
+
+def _moments(model: Model, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    names = list(model.trainable)
+    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}/{moment}": tensor.detach().cpu().contiguous()
+        for index, moments in state.items()
+        for moment, tensor in moments.items()
+    }
+
+
+def _set_moments(model: Model, optimizer: Optimizer, saved: dict[str, torch.Tensor]) -> None:
+    places = {name: index for index, name in enumerate(model.trainable)}
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in saved.items():
+        name, _, moment = key.rpartition("/")
+        state.setdefault(places[name], {})[moment] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

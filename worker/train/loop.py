@@ -1,0 +1,271 @@
+"""The training loop, read from top to bottom. Knows rows, a model and an event file; no database, queue or store."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from worker.folder import OptimSpec, TrainSpec
+from worker.train import checkpoint, schedule, supervised
+from worker.train.batches import Batches, Order, Rows
+from worker.train.checkpoint import Kind, Progress, State
+from worker.train.events import Events
+from worker.train.faults import Drained, Refused
+from worker.train.load import Model
+from worker.train.ranks import Ranks
+
+
+@dataclass
+class Run:
+    """One job on one model. ``draining`` tells whether somebody wants the job handed back."""
+
+    spec: TrainSpec
+    folder: Path
+    model: Model
+    rows: Rows
+    valid: Rows | None
+    events: Events
+    ranks: Ranks = field(default_factory=Ranks)
+    draining: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.order = Order(len(self.rows), spec.batch_size, spec.seed)
+        self.batches = Batches(self.rows, spec.prompt_loss_weight, spec.micro_batch_size, self.model.device)
+        self.optimizer = _optimizer(spec.optim, self.model)
+        self.data = {"train": self.rows.sha256} | ({"valid": self.valid.sha256} if self.valid else {})
+        self.config = checkpoint.config_sha256(spec, self.data)
+        self.fingerprint = checkpoint.fingerprint(spec, self.model)
+        self.progress = Progress()
+        self.resumed_from = 0
+        self.saved_at = 0
+        self.saved_time = time.monotonic()
+
+    def train(self) -> Progress:
+        spec, model, events, progress = self.spec, self.model, self.events, self.progress
+        self._refuse_steps_without_weight()
+        if spec.resume is not None:
+            progress = self.progress = self._resume(self.folder / spec.resume)
+        events.emit(
+            "started",
+            total_steps=spec.total_steps,
+            trainable_parameters=model.trainable_parameters,
+            parameters=model.parameters,
+            device=str(model.device),
+            resumed_from_step=self.resumed_from,
+        )
+        events.emit("phase", phase="training")
+        model.peft.train()
+        if not progress.settled:
+            self._settle()
+
+        for step, chosen in self.order.steps(progress.step, spec.total_steps):
+            began = time.perf_counter()
+            rng = checkpoint.random_state(model)
+            weight = self.batches.weight(chosen)
+            told = torch.zeros(5, dtype=torch.float64, device=model.device)
+            for micro_batch in self.batches.cut(self.ranks.share(chosen)):
+                if self.ranks.size == 1 and self.draining():
+                    # The step is given up, so the job goes back as it was after the step before.
+                    checkpoint.set_random_state(model, rng)
+                    self._hand_back()
+                told += supervised.backward(model, micro_batch, weight)
+            gradients = [p.grad for p in model.trainable.values() if p.grad is not None]
+            self.ranks.sum_([told, *gradients])
+
+            grad_norm = _clip(gradients, spec.optim.max_grad_norm)
+            train_loss, completion_loss, accuracy = _means(told, weight)
+            _refuse_not_finite(step, train_loss, grad_norm)
+            learning_rate = schedule.learning_rate(spec.optim, step, spec.total_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+            seconds = time.perf_counter() - began
+            tokens, trained_tokens = self.batches.tokens(chosen), self.batches.trained(chosen)
+            progress.step, progress.settled = step, False
+            progress.tokens += tokens
+            progress.trained_tokens += trained_tokens
+            progress.seconds += seconds
+            progress.metrics |= {
+                "train_loss": train_loss,
+                "completion_loss": completion_loss,
+                "train_accuracy": accuracy,
+                "learning_rate": learning_rate,
+                "grad_norm": grad_norm,
+            }
+            events.emit(
+                "step",
+                step=step,
+                epoch=self._epoch,
+                train_loss=train_loss,
+                completion_loss=completion_loss,
+                train_accuracy=accuracy,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                tokens=tokens,
+                trained_tokens=trained_tokens,
+                seconds=seconds,
+                tokens_per_second=tokens / seconds,
+            )
+            self._settle()
+        return progress
+
+    @property
+    def _epoch(self) -> float:
+        return self.progress.step / self.order.steps_per_epoch
+
+    def _settle(self) -> None:
+        """What follows a step: evaluation, a checkpoint when one is due, the end when somebody asks for it."""
+        if self._evaluation_due:
+            self._evaluate()
+        self.progress.settled = True
+        step, last = self.progress.step, self.spec.total_steps
+        if step % self.order.steps_per_epoch == 0 or step == last:
+            self._save("epoch")
+        elif self._recovery_due:
+            self._save("recovery")
+        if self.draining() and step < last:
+            self._hand_back()
+
+    @property
+    def _evaluation_due(self) -> bool:
+        if self.valid is None:
+            return False
+        every = self.spec.eval_every or self.order.steps_per_epoch
+        return self.progress.step % every == 0 or self.progress.step == self.spec.total_steps
+
+    @property
+    def _recovery_due(self) -> bool:
+        steps = self.progress.step - self.saved_at
+        seconds = time.monotonic() - self.saved_time
+        share = max(1, math.floor(self.spec.recovery_fraction * self.spec.total_steps))
+        return steps >= share or seconds >= self.spec.recovery_seconds
+
+    @torch.inference_mode()
+    def _evaluate(self) -> None:
+        """The loss over all validation rows, as the training loss is weighed. Sums only: logits are never kept."""
+        assert self.valid is not None
+        self.events.emit("phase", phase="evaluating")
+        began = time.perf_counter()
+        batches = Batches(self.valid, self.spec.prompt_loss_weight, self.spec.micro_batch_size, self.model.device)
+        chosen = list(range(len(self.valid)))
+        told = torch.zeros(5, dtype=torch.float64, device=self.model.device)
+        self.model.peft.eval()
+        for micro_batch in batches.cut(self.ranks.share(chosen)):
+            if self.ranks.size == 1 and self.draining():
+                self._hand_back()
+            told += supervised.measure(self.model, micro_batch)
+        self.model.peft.train()
+        self.ranks.sum_([told])
+        loss, completion_loss, accuracy = _means(told, batches.weight(chosen))
+        metrics = {"valid_loss": loss, "valid_completion_loss": completion_loss, "valid_accuracy": accuracy}
+        self.progress.metrics |= metrics
+        seconds = time.perf_counter() - began
+        tokens = batches.tokens(chosen)
+        self.events.emit("eval", step=self.progress.step, tokens=tokens, seconds=seconds, **metrics)
+        self.events.emit("phase", phase="training")
+
+    def _save(self, kind: Kind) -> None:
+        step = self.progress.step
+        path = f"checkpoints/step-{step}"
+        if self.ranks.first:
+            checkpoint.save(
+                self.folder / path,
+                self.model,
+                self.optimizer,
+                State(
+                    progress=self.progress,
+                    epoch=self._epoch,
+                    cursor=min(step % self.order.steps_per_epoch * self.spec.batch_size, len(self.rows)),
+                    config_sha256=self.config,
+                    fingerprint=self.fingerprint,
+                    rng=checkpoint.random_state(self.model),
+                ),
+            )
+        self.saved_at, self.saved_time = step, time.monotonic()
+        self.events.emit(
+            "checkpoint", step=step, epoch=self._epoch, path=path, kind=kind, metrics=self.progress.metrics
+        )
+
+    def _hand_back(self) -> None:
+        if self.saved_at != self.progress.step:
+            self._save("recovery")
+        raise Drained
+
+    def _resume(self, folder: Path) -> Progress:
+        state = checkpoint.load(folder, self.model, self.optimizer, self.config)
+        progress = state.progress
+        self.resumed_from = self.saved_at = progress.step
+        different = {
+            name: {"then": state.fingerprint.get(name), "now": now}
+            for name, now in self.fingerprint.items()
+            if state.fingerprint.get(name) != now
+        }
+        if different:
+            self.events.message(
+                "warn",
+                f"Resumed from step {progress.step} on different ground ({', '.join(different)}): "
+                "the numbers may differ in their last digits from a run that was never stopped.",
+                code="resume_inexact",
+                different=different,
+            )
+        return progress
+
+    def _refuse_steps_without_weight(self) -> None:
+        """A step whose tokens all weigh nothing has no loss: say so before the first step, not at the last."""
+        if (self.batches.row_weights > 0).all():
+            return
+        for step, chosen in self.order.steps(0, self.spec.total_steps):
+            if self.batches.weight(chosen) <= 0:
+                lines = ", ".join(str(self.rows.lines[i]) for i in sorted(chosen)[:10])
+                message = f"Step {step} has no token to learn from (lines {lines})."
+                raise Refused("nothing_to_learn", message, "training_file")
+
+
+def _optimizer(optim: OptimSpec, model: Model) -> Optimizer:
+    trainable = list(model.trainable.values())
+    if optim.optimizer == "sgd":
+        return SGD(trainable, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
+    return AdamW(
+        trainable,
+        lr=optim.learning_rate,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+
+
+def _clip(gradients: list[Tensor], longest: float) -> float:
+    """Shorten the gradient to ``longest`` (0: leave it); returns its norm before that."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if longest > 0:
+        scale = torch.clamp(longest / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, scale)
+    return float(norm)
+
+
+def _means(told: Tensor, weight: float) -> tuple[float, float | None, float | None]:
+    """Loss, completion loss, completion accuracy; the last two are None where no completion token has weight."""
+    loss, completion, completion_weight, correct, count = told.tolist()
+    if count == 0:
+        return loss / weight, None, None
+    return loss / weight, completion / completion_weight, correct / count
+
+
+def _refuse_not_finite(step: int, loss: float, grad_norm: float) -> None:
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    what = "loss" if not math.isfinite(loss) else "gradient"
+    if step == 1:
+        message = f"The {what} is not a finite number at the first step, before anything was learned."
+    else:
+        message = f"The {what} is no longer a finite number at step {step}: the run diverged. Lower the learning rate."
+    raise Refused("diverged", message, "learning_rate")

@@ -1,0 +1,172 @@
+"""Σ w·nll over selected tokens, with the vocabulary taken in tiles so that the logits are never all in memory.
+
+For one token with hidden state h, logits z = W h and target y, nll = log Σ exp(z) − z[y], and its gradient with
+respect to h is Σ softmax(z)·W − W[y]. Both are sums over the vocabulary, so one pass over its tiles finds both:
+keep Σ exp(z − r) and Σ exp(z − r)·W for a reference r near the largest logit, and divide at the end. A tile's logits
+are still in the processor's cache when they are used for the second time, and every number is exact.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from worker.train.batches import MicroBatch
+
+TILE_ELEMENTS = 1 << 20
+"""Logits in a tile (4 MiB in float32): small enough to stay in cache, large enough for a fast matrix product."""
+ROWS = 512
+"""Tokens that meet a tile together."""
+HEADROOM = 16.0
+"""How far a logit may rise above the reference before it is moved: exp(16) is far from float32's limit."""
+
+
+@dataclass
+class Head:
+    """The language-model head and what its model does to the logits."""
+
+    module: nn.Module
+    weight: Tensor
+    """[vocabulary, width]; the embedding itself where the two are tied"""
+    bias: Tensor | None
+    scale: float = 1.0
+    softcap: float | None = None
+    """Logits z become softcap · tanh(z / softcap)."""
+
+    @property
+    def frozen(self) -> bool:
+        return isinstance(self.module, nn.Linear) and not any(p.requires_grad for p in self.module.parameters())
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits the plain way, all of the vocabulary at once."""
+        logits: Tensor = self.module(hidden).float() * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def sums(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """The differentiable Σ w·nll of ``hidden`` [rows, longest, width], and what is told about it.
+
+    Told, as float64 [5]: Σ w·nll, Σ c·nll, Σ c (c: weight in the completion alone), completion tokens predicted
+    rightly, completion tokens.
+    """
+    selected = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+    if head.frozen:
+        total, nll, correct = _Tiled.apply(selected, head, batch.targets, batch.weights)  # type: ignore[no-untyped-call]
+    else:
+        total, nll, correct = _plain(selected, head, batch)
+    completion = batch.completion_weights
+    told = torch.stack(
+        [
+            (batch.weights.double() * nll).sum(),
+            (completion.double() * nll).sum(),
+            completion.double().sum(),
+            (correct & (completion > 0)).sum().double(),
+            (completion > 0).sum().double(),
+        ]
+    )
+    return total, told
+
+
+def _plain(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """For a head that is trained itself: chunks of tokens, their logits computed again in the backward pass."""
+
+    def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head.logits(hidden)
+        return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+
+    rows = max(1, 64 * TILE_ELEMENTS // len(head.weight))
+    parts = zip(torch.split(hidden, rows), torch.split(batch.targets, rows), strict=True)
+    nll, correct = zip(*(checkpoint(chunk, h, t, use_reentrant=False) for h, t in parts), strict=True)
+    each = torch.cat(nll)
+    return (each * batch.weights).sum(), each.detach().double(), torch.cat(correct)
+
+
+class _Tiled(torch.autograd.Function):
+    """A frozen head: the gradient of the hidden states is found in the forward pass, the head's own is never asked."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = hidden.requires_grad
+        gradient = torch.empty_like(hidden) if wanted else None
+        nll = torch.empty(len(hidden), dtype=torch.float64, device=hidden.device)
+        correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        buffer = torch.empty(TILE_ELEMENTS, dtype=head.weight.dtype, device=hidden.device)
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            nll[rows], correct[rows], pull = _pass(hidden[rows], head, targets[rows], buffer, wanted)
+            if gradient is not None and pull is not None:
+                gradient[rows] = pull.mul_(weights[rows, None])
+        ctx.gradient = gradient
+        ctx.mark_non_differentiable(nll, correct)
+        return (weights.double() * nll).sum().float(), nll, correct
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(upstream), None, None, None
+
+
+def _pass(
+    hidden: Tensor, head: Head, targets: Tensor, buffer: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """nll, whether the target has the largest logit, and d nll / d hidden, for up to ``ROWS`` tokens."""
+    n, vocabulary = len(hidden), len(head.weight)
+    zeros = partial(torch.zeros, dtype=torch.float32, device=hidden.device)
+    reference = zeros(n, 1) - torch.inf
+    largest = zeros(n) - torch.inf
+    total = zeros(n, 1)
+    of_target = zeros(n)
+    pull = zeros(n, hidden.shape[1]) if wanted else None
+    every = torch.arange(n, device=hidden.device)
+    columns = len(buffer) // n
+    for start in range(0, vocabulary, columns):
+        tile = head.weight[start : start + columns]
+        logits = torch.mm(hidden, tile.t(), out=buffer[: n * len(tile)].view(n, len(tile)))
+        if head.bias is not None:
+            logits += head.bias[start : start + columns]
+        # No copy in float32; the sums below always are.
+        logits = logits.float()
+        if head.scale != 1:
+            logits *= head.scale
+        if head.softcap is not None:
+            logits.div_(head.softcap).tanh_().mul_(head.softcap)
+
+        here = every[(targets >= start) & (targets < start + columns)]
+        of_target[here] = logits[here, targets[here] - start]
+        highest = logits.amax(1)
+        torch.maximum(largest, highest, out=largest)
+        if bool((highest > reference[:, 0] + HEADROOM).any()):
+            # exp(-inf) is 0: the first tile's "old" sums vanish, and a row that didn't rise keeps factor 1.
+            raised = torch.where(highest[:, None] > reference + HEADROOM, highest[:, None], reference)
+            shrink = torch.exp(reference - raised)
+            total *= shrink
+            if pull is not None:
+                pull *= shrink
+            reference = raised
+
+        slope = None if head.softcap is None else 1 - (logits / head.softcap).square()
+        mass = logits.sub_(reference).exp_()
+        total += mass.sum(1, keepdim=True)
+        if pull is not None:
+            if slope is not None:
+                mass *= slope
+            if mass.dtype == tile.dtype:
+                pull.addmm_(mass, tile)
+            else:
+                pull += torch.mm(mass.to(tile.dtype), tile)
+
+    nll = reference.double() + total.double().log() - of_target[:, None].double()
+    if pull is not None:
+        pull /= total
+        own = head.weight[targets].float()
+        if head.softcap is not None:
+            own *= (1 - (of_target / head.softcap).square())[:, None]
+        pull -= own
+        pull *= head.scale
+    return nll[:, 0], of_target >= largest, pull

@@ -1,0 +1,103 @@
+"""One job folder from spec.json to an exit status. Every way a run can end is told here."""
+
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, EXIT_USER_ERROR, TrainSpec
+from worker.train import artifact
+from worker.train.batches import Rows
+from worker.train.events import Events, Silent
+from worker.train.faults import CheckpointRefused, Drained, Refused
+from worker.train.load import DTYPES, Resident, with_adapter
+from worker.train.loop import Run
+from worker.train.ranks import Ranks
+
+
+def run(folder: Path, resident: Resident) -> int:
+    draining = _listen()
+    ranks = Ranks.join()
+    events = Events(folder / "events.jsonl") if ranks.first else Silent()
+    try:
+        _train(folder, resident, events, ranks, draining)
+    except Drained:
+        return EXIT_DRAINED
+    except CheckpointRefused as refused:
+        events.message("error", refused.message, code=refused.code)
+        return EXIT_CHECKPOINT_REFUSED
+    except Refused as refused:
+        events.emit("error", code=refused.code, message=refused.message, param=refused.param)
+        return EXIT_USER_ERROR
+    except (torch.OutOfMemoryError, MemoryError):
+        return _out_of_memory(events)
+    except RuntimeError as error:
+        # torch has no class of its own for the processor's memory.
+        if "can't allocate memory" not in str(error):
+            raise
+        return _out_of_memory(events)
+    finally:
+        events.close()
+    return 0
+
+
+def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, draining: Callable[[], bool]) -> None:
+    spec = _spec(folder)
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    rows = Rows.read(folder / "train.safetensors")
+    valid = Rows.read(folder / "valid.safetensors") if (folder / "valid.safetensors").exists() else None
+    path = folder / spec.base.path
+    model = with_adapter(resident.take(path, DTYPES[spec.precision]), spec)
+    rows.check("training_file", model.vocabulary, spec.max_length)
+    if valid is not None:
+        valid.check("validation_file", model.vocabulary, spec.max_length)
+
+    job = Run(spec, folder, model, rows, valid, events, ranks, draining)
+    progress = job.train()
+
+    events.emit("phase", phase="saving")
+    if ranks.first:
+        made = {"versions": job.fingerprint, "data_sha256": job.data, "progress": progress.model_dump()}
+        artifact.write(folder / "artifact", model, spec, path, made)
+    events.emit(
+        "done",
+        artifact="artifact",
+        steps=progress.step,
+        tokens=progress.tokens,
+        trained_tokens=progress.trained_tokens,
+        metrics=progress.metrics,
+    )
+
+
+def _spec(folder: Path) -> TrainSpec:
+    try:
+        return TrainSpec.model_validate_json((folder / "spec.json").read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = f"spec.json is not one this trainer knows: {where}: {first['msg']}."
+        raise Refused("unsupported_spec", message, where) from error
+
+
+def _out_of_memory(events: Events) -> int:
+    traceback.print_exc()
+    events.emit(
+        "error",
+        code="out_of_memory",
+        message="The device ran out of memory. Use a shorter max_length, a smaller micro_batch_size or rank, "
+        "or gradient_checkpointing.",
+        param="micro_batch_size",
+    )
+    return EXIT_USER_ERROR
+
+
+def _listen() -> Callable[[], bool]:
+    """SIGTERM asks for the job back; the loop looks at its next micro-batch."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    return asked.is_set
