@@ -25,12 +25,11 @@ _TRAINABLE = "fine-tune"
 class Incoming:
     """A file on its way in: hashed, stored and checked in one pass, in memory for one part. Blocks on the store."""
 
-    def __init__(self, store: Store, settings: Settings, purpose: str, filename: str) -> None:
+    def __init__(self, store: Store, settings: Settings, filename: str) -> None:
         self.id = ids.file()
         self.key = layout.file(self.id)
         self._store = store
         self._settings = settings
-        self._purpose = purpose
         self._filename = filename
         self._upload = store.multipart(self.key)
         self._buffer = bytearray()
@@ -38,7 +37,8 @@ class Incoming:
         self._bytes = 0
         self._parts = 0
         plain = not filename.lower().endswith((".gz", ".zst", ".parquet", ".csv"))
-        self._checker = Checker() if purpose == _TRAINABLE and plain else None
+        # The form's purpose may come after the file: check now, and forget the verdict if nobody asked for it.
+        self._checker = Checker() if plain else None
 
     def write(self, chunk: bytes) -> None:
         self._bytes += len(chunk)
@@ -58,8 +58,8 @@ class Incoming:
             del self._buffer[:_PART]
             self._parts += 1
 
-    def finish(self, tenant: Tenant, expires_after: int | None) -> tuple[File, WorkItem | None]:
-        """Complete the object; returns the row to add, and the work item that settles it when the check is still due."""
+    def finish(self, tenant: Tenant, purpose: str, expires_after: int | None) -> tuple[File, WorkItem | None]:
+        """Complete the object; returns the row to add, and the work item that settles it if the check is still due."""
         if self._parts:
             if self._buffer:
                 self._upload.part(bytes(self._buffer))
@@ -69,7 +69,7 @@ class Incoming:
         row = File(
             id=self.id,
             project_id=tenant.project_id,
-            purpose=self._purpose,
+            purpose=purpose,
             filename=self._filename,
             bytes=self._bytes,
             sha256=self._hash.hexdigest(),
@@ -77,7 +77,7 @@ class Incoming:
             status=FileStatus.UPLOADED,
             expires_at=None if expires_after is None else clock.in_seconds(expires_after),
         )
-        if self._purpose != _TRAINABLE:
+        if purpose != _TRAINABLE:
             row.status = FileStatus.PROCESSED
         elif self._checker is not None:
             settle(row, self._checker.finish())

@@ -165,7 +165,7 @@ def _bad(faults: list[options.Fault]) -> BadRequest:
 def _check_request(wanted: JobCreate) -> None:
     if wanted.integrations:
         raise BadRequest(
-            "integrations: none is available in this release; the job's events and metrics file carry the same numbers.",
+            "integrations: none is available in this release; the metrics file carries the same numbers.",
             param="integrations",
         )
     if wanted.metadata is None:
@@ -174,18 +174,15 @@ def _check_request(wanted: JobCreate) -> None:
         raise BadRequest(f"metadata: {len(wanted.metadata)} pairs given, at most 16 are kept.", param="metadata")
     for key, value in wanted.metadata.items():
         if len(key) > 64 or len(value) > 512:
-            raise BadRequest(
-                f"metadata.{key[:64]}: a key has up to 64 characters and a value up to 512.",
-                param=f"metadata.{key[:64]}",
-            )
+            path = f"metadata.{key[:64]}"
+            raise BadRequest(f"{path}: a key has up to 64 characters and a value up to 512.", param=path)
 
 
 def _data_file(session: Session, tenant: Tenant, file_id: str, param: str, method: str, settings: Settings) -> File:
     """The file, when a job of this method can learn from it. An unsettled one passes: prepare has the last word."""
     code = f"invalid_{param}"
-    row = session.scalar(
-        tenancy.owned(File, tenant).where(File.id == file_id).with_for_update(read=True, key_share=True)
-    )
+    # FOR SHARE: a deletion of the file waits until this job, which needs it, is there to be seen.
+    row = session.scalar(tenancy.owned(File, tenant).where(File.id == file_id).with_for_update(read=True))
     if row is None:
         raise BadRequest(f"{param}: there is no file {file_id!r}.", param=param, code=code)
     if row.purpose != "fine-tune":

@@ -1,0 +1,43 @@
+"""The application: routes under ``/v1`` behind a key, health beside them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from api import auth, errors
+from api.requests import RequestIds
+from api.routes import admin, files, health, jobs, models
+from core import wiring
+from core.schemas.errors import ErrorEnvelope
+from core.wiring import Parts
+
+
+def create_app(parts: Parts | None = None) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.parts = parts or wiring.assemble(pool_size=20)
+        yield
+        app.state.parts.close()
+
+    app = FastAPI(
+        title="Attune",
+        summary="The OpenAI fine-tuning API on your own machines.",
+        version="0.1.0",
+        lifespan=lifespan,
+        # A trailing slash is another URL, not a redirect that some clients turn into a GET.
+        redirect_slashes=False,
+    )
+    errors.install(app)
+    app.add_middleware(RequestIds)
+    # The key comes first: this dependency runs before a route's own, so without one nothing else is looked at.
+    v1 = APIRouter(
+        prefix="/v1",
+        dependencies=[Depends(auth.tenant)],
+        responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
+    )
+    for noun in (files, jobs, models, admin):
+        v1.include_router(noun.router)
+    app.include_router(v1)
+    app.include_router(health.router)
+    return app

@@ -1,0 +1,44 @@
+"""Around every request: an id on the answer, and a plain refusal of what no handler should see."""
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import envelope, unexpected
+from core import ids
+
+
+class RequestIds:
+    """Pure ASGI, so that streamed bodies pass through untouched."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = ids.request()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+
+        started = False
+
+        async def with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            # PostgreSQL has no NUL in text, so no id and no name can hold one.
+            refused = envelope(400, "The URL holds a NUL character.", code="invalid_value")
+            await refused(scope, receive, with_id)
+            return
+        try:
+            await self._app(scope, receive, with_id)
+        except Exception as error:  # the last resort: nothing may answer without the envelope
+            if started:
+                raise
+            await unexpected(scope["path"], error)(scope, receive, with_id)
