@@ -38,7 +38,7 @@ def up(
 
 
 def _up(where: Path, port: int | None) -> None:
-    from cli.stack import Stack
+    from cli.stack.stack import Stack
     from cli.stack.errors import Interrupted
     from cli.stack.interrupts import Signals
 

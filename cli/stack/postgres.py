@@ -226,7 +226,7 @@ def _installation(account: Account | None, major: int | None, data: Path) -> Ins
     have = f"only {', '.join(seen)}" if seen else "none"
     if major is not None:
         raise StackError(
-            f"the database in {data} was made by PostgreSQL {major}, and none of the versions found here ({have}) fits: "
+            f"the database in {data} was made by PostgreSQL {major}, and none of the versions found ({have}) fits: "
             f"put the `bin` folder of PostgreSQL {major} on the PATH, or set ATTUNE_DATABASE_URL to a server of yours."
         )
     raise StackError(
