@@ -38,9 +38,9 @@ def up(
 
 
 def _up(where: Path, port: int | None) -> None:
-    from cli.stack.stack import Stack
     from cli.stack.errors import Interrupted
     from cli.stack.interrupts import Signals
+    from cli.stack.stack import Stack
 
     signals = Signals()
     stack = Stack(where, port=port, interrupts=signals, quiet=False)
