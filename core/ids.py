@@ -57,11 +57,6 @@ def request() -> str:
     return f"req_{_random(24)}"
 
 
-def model_suffix() -> str:
-    """The last part of a tuned model's name: 8 characters, unique within the service by a constraint."""
-    return _random(8)
-
-
 def secret_key() -> str:
     """A new API key: prefix, 43 characters (256 bits) of entropy, 6 of CRC-32."""
     body = _random(43)

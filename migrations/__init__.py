@@ -1,0 +1,1 @@
+"""The database's history: Alembic revisions, and ``python -m migrations`` to apply them."""

@@ -119,8 +119,8 @@ class File(Table):
     format: Mapped[str | None]
     """What the rows are (``core/formats``), recognised once; NULL for files that hold no rows."""
     report: Mapped[Json | None]
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
-    """The job whose result this file is."""
+    job_id: Mapped[str | None] = mapped_column(index=True)
+    """The job whose result this file is. No foreign key: jobs refer to files, and a circle can't be built in order."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]

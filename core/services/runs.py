@@ -1,0 +1,284 @@
+"""A job as its worker moves it: prepared, begun, step by step, ended, given back, lost.
+
+Every function takes the job's row from inside the fence (``core/queue/fence.py``) or from the claim that just locked
+it, so none of them can be reached by a worker that has lost the job.
+"""
+
+from typing import Any
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from core import clock, ids
+from core.config import Settings
+from core.db.tables import Attempt, Checkpoint, Job, Metric, Organization, Project, TunedModel
+from core.queue import claims
+from core.services import base_models, events, files, jobs
+from core.states import Phase, Status
+
+Json = dict[str, Any]  # lines of events.jsonl and other documents; worker/folder.py has their shapes
+
+
+def model_name(session: Session, job: Job) -> str:
+    """``ft:<base>:<organisation>:<suffix>:<8 characters>``; the last part is the end of the job's random id."""
+    base = base_models.by_id(session, job.base_model_id)
+    project = session.get_one(Project, job.project_id)
+    organization = session.get_one(Organization, project.organization_id)
+    return f"ft:{base.name.replace('/', '--')}:{organization.name}:{job.suffix or ''}:{job.id[-8:]}"
+
+
+def begin_prepare(job: Job) -> None:
+    jobs.move(job, Status.VALIDATING, Phase.PREPARING)
+
+
+def prepared(
+    session: Session, job: Job, *, resolved: Json, hyperparameters: Json, data: Json, prepared: Json, notes: list[Json]
+) -> None:
+    """The data are good and every value is known: into the train queue."""
+    job.resolved, job.hyperparameters, job.data, job.prepared = resolved, hyperparameters, data, prepared
+    for note in notes:
+        events.append(session, job, note["message"], level=note["level"], data=note["data"])
+    jobs.move(job, Status.QUEUED, Phase.QUEUED)
+    job.losses = 0
+    claims.release(job)
+    events.append(session, job, "Files validated, moving job to queued state")
+
+
+def postpone(job: Job, seconds: float) -> None:
+    """Not yet: give the row back, to be claimed again a little later. Counts as nothing."""
+    claims.release(job)
+    job.available_at = clock.in_seconds(seconds)
+
+
+def begin_attempt(session: Session, job: Job, worker_id: str) -> Attempt:
+    n = (session.scalar(select(func.max(Attempt.n)).where(Attempt.job_id == job.id)) or 0) + 1
+    attempt = Attempt(job_id=job.id, n=n, generation=job.generation, worker_id=worker_id)
+    session.add(attempt)
+    jobs.move(job, Status.RUNNING, Phase.STARTING)
+    events.append(session, job, "Fine-tuning job started" if n == 1 else f"Fine-tuning job started again: attempt {n}")
+    return attempt
+
+
+def resume_at(session: Session, job: Job, step: int) -> None:
+    """This attempt goes on after ``step`` (0: from the start): what came later is computed, and written, again."""
+    session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
+    session.execute(delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step > step))
+    _attempt(session, job).resumed_from_step = step
+    if step:
+        events.append(session, job, f"Resuming after step {step} from a checkpoint.", data={"step": step})
+
+
+def _attempt(session: Session, job: Job) -> Attempt:
+    """The attempt of the present generation."""
+    return session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.generation == job.generation)).one()
+
+
+def phase(job: Job, phase: Phase) -> None:
+    # A job that is being cancelled says so until it is.
+    if job.status == Status.RUNNING and job.phase != Phase.CANCELLING:
+        jobs.move(job, Status.RUNNING, phase)
+
+
+def steps(session: Session, job: Job, lines: list[Json], total_steps: int) -> None:
+    """Optimizer steps as the trainer told them, in order."""
+    attempt = _attempt(session, job)
+    for line in lines:
+        session.add(
+            Metric(
+                job_id=job.id,
+                generation=job.generation,
+                **{name: line[name] for name in _STEP_FIELDS},
+                train_accuracy=line.get("train_accuracy"),
+                completion_loss=line.get("completion_loss"),
+            )
+        )
+        attempt.steps += 1
+        attempt.tokens += line["tokens"]
+        attempt.accelerator_seconds += line["seconds"]
+        if line["step"] > job.last_event_step:
+            job.last_event_step = line["step"]
+            events.append(
+                session,
+                job,
+                f"Step {line['step']}/{total_steps}: training loss={line['train_loss']:.2f}",
+                type="metrics",
+                data={
+                    "step": line["step"],
+                    "total_steps": total_steps,
+                    "train_loss": line["train_loss"],
+                    "train_mean_token_accuracy": line.get("train_accuracy"),
+                    **{name: line[name] for name in ("learning_rate", "grad_norm", "tokens_per_second")},
+                },
+            )
+    _progress(job, lines, total_steps)
+
+
+_STEP_FIELDS = ("step", "epoch", "train_loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds")
+
+
+def _progress(job: Job, lines: list[Json], total_steps: int) -> None:
+    last = lines[-1]
+    done = sum(line["seconds"] for line in lines) / len(lines)
+    before = (job.progress or {}).get("seconds_per_step", done)
+    # A moving average: one slow step must not make the estimate jump.
+    pace = 0.7 * before + 0.3 * done
+    left = pace * (total_steps - last["step"])
+    job.progress = {
+        "step": last["step"],
+        "total_steps": total_steps,
+        "epoch": round(last["epoch"], 3),
+        "percent": round(100 * last["step"] / total_steps, 1),
+        "tokens": (job.progress or {}).get("tokens", 0) + sum(line["tokens"] for line in lines),
+        "tokens_per_second": round(last["tokens_per_second"], 1),
+        "train_loss": last["train_loss"],
+        "seconds_per_step": pace,
+        "seconds_remaining": round(left, 1),
+    }
+    job.estimated_finish = clock.in_seconds(left)
+
+
+def evaluated(session: Session, job: Job, line: Json, total_steps: int) -> None:
+    """A pass over all validation rows, after the step it belongs to."""
+    metric = session.get(Metric, (job.id, line["step"]))
+    if metric is None:
+        return
+    metric.valid_loss = line["valid_loss"]
+    metric.valid_completion_loss = line.get("valid_completion_loss")
+    metric.valid_accuracy = line.get("valid_accuracy")
+    _attempt(session, job).accelerator_seconds += line["seconds"]
+    if line["step"] < job.last_event_step:
+        return
+    events.append(
+        session,
+        job,
+        f"Step {line['step']}/{total_steps}: training loss={metric.train_loss:.2f}, "
+        f"validation loss={line['valid_loss']:.2f}, full validation loss={line['valid_loss']:.2f}",
+        type="metrics",
+        data={
+            "step": line["step"],
+            "total_steps": total_steps,
+            "train_loss": metric.train_loss,
+            "train_mean_token_accuracy": metric.train_accuracy,
+            "valid_loss": line["valid_loss"],
+            "valid_mean_token_accuracy": line.get("valid_accuracy"),
+            "full_valid_loss": line["valid_loss"],
+            "full_valid_mean_token_accuracy": line.get("valid_accuracy"),
+        },
+    )
+
+
+def checkpointed(session: Session, job: Job, line: Json, prefix: str, manifest: Json, sha256: str) -> None:
+    """The checkpoint's objects are all there: this row is what makes them count."""
+    session.add(
+        Checkpoint(
+            id=ids.checkpoint(),
+            job_id=job.id,
+            step=line["step"],
+            epoch=line["epoch"],
+            kind=line["kind"],
+            generation=job.generation,
+            storage_prefix=prefix,
+            manifest=manifest,
+            manifest_sha256=sha256,
+            metrics=line.get("metrics") or {},
+        )
+    )
+    # The limit of attempts counts losses without a new checkpoint in between.
+    job.losses = 0
+    if line["kind"] == "epoch":
+        events.append(
+            session,
+            job,
+            f"Checkpoint created at step {line['step']}",
+            data={"step": line["step"], "epoch": line["epoch"]},
+        )
+
+
+def succeeded(session: Session, job: Job, *, prefix: str, manifest: Json, results: list[Json], line: Json) -> None:
+    """Model, result files and status in one transaction. ``results``: {filename, key, bytes, sha256}, the CSV first."""
+    name = model_name(session, job)
+    job.result_files = [
+        files.add_result(session, job, entry["filename"], entry["key"], entry["bytes"], entry["sha256"]).id
+        for entry in results
+    ]
+    session.add(
+        TunedModel(
+            id=name,
+            project_id=job.project_id,
+            job_id=job.id,
+            base_model_id=job.base_model_id,
+            storage_prefix=prefix,
+            manifest=manifest,
+        )
+    )
+    job.fine_tuned_model = name
+    job.trained_tokens = line["trained_tokens"]
+    _end_attempt(session, job, "succeeded")
+    jobs.end(session, job, Status.SUCCEEDED, Phase.COMPLETED)
+    events.append(session, job, f"New fine-tuned model created: {name}")
+    events.append(session, job, "The job has successfully completed")
+
+
+def failed(session: Session, job: Job, code: str, message: str, param: str | None = None) -> None:
+    job.error = {"code": code, "message": message, "param": param}
+    _end_attempt(session, job, code)
+    jobs.end(session, job, Status.FAILED, Phase.FAILED)
+    events.append(session, job, message, level="error", data={"code": code, "param": param})
+
+
+def cancelled(session: Session, job: Job) -> None:
+    _end_attempt(session, job, "cancelled")
+    jobs.end(session, job, Status.CANCELLED, Phase.CANCELLED)
+    events.append(session, job, "The job was cancelled.")
+
+
+def handed_back(session: Session, job: Job, why: str) -> None:
+    """Its worker stops in good order: the job waits for another one, and no loss is counted."""
+    _end_attempt(session, job, why)
+    if job.status == Status.RUNNING:
+        jobs.move(job, Status.QUEUED, Phase.QUEUED, f"its worker stopped ({why})")
+        events.append(session, job, f"The worker stopped ({why}); the job waits for another one.", level="warn")
+    claims.release(job)
+
+
+def lost(session: Session, job: Job, settings: Settings, why: str) -> None:
+    """Its worker or trainer is gone without a word: try again after a pause, or give up after too many."""
+    if job.cancel_requested:
+        cancelled(session, job)
+        return
+    _end_attempt(session, job, why)
+    pause = claims.back_off(job, settings)
+    if job.losses >= settings.max_attempts:
+        failed(
+            session,
+            job,
+            "worker_lost",
+            f"The job was lost {job.losses} times without a new checkpoint in between; the last time: {why}. "
+            "If it happens again, its memory may not suffice: try a smaller batch or a shorter max_length.",
+        )
+        return
+    if job.status == Status.RUNNING:
+        jobs.move(job, Status.QUEUED, Phase.BACKING_OFF, why)
+    claims.release(job)
+    events.append(session, job, f"The job was interrupted ({why}); it is tried again in {pause:.0f} s.", level="warn")
+
+
+def _end_attempt(session: Session, job: Job, why: str) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job.id, Attempt.generation == job.generation, Attempt.ended_at.is_(None))
+        .values(ended_at=clock.now(), why=why)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def recovered(session: Session) -> int:
+    """Jobs whose pause is over wait like any other; returns how many."""
+    rows = session.execute(
+        update(Job)
+        .where(Job.phase == Phase.BACKING_OFF, Job.lease_until.is_(None), Job.available_at <= clock.now())
+        .values(phase=Phase.QUEUED, phase_since=clock.now())
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(rows.all())

@@ -1,0 +1,375 @@
+"""The first tables"""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "base_models",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("revision", sa.Text(), nullable=True),
+        sa.Column("chat_template", sa.Text(), nullable=True),
+        sa.Column("aliases", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("license", sa.Text(), nullable=True),
+        sa.Column("status", sa.Text(), server_default="registering", nullable=False),
+        sa.Column("progress", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("facts", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("files", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("content_sha256", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("status IN ('registering', 'ready', 'failed')", name=op.f("ck_base_models_status")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_base_models")),
+    )
+    op.create_index(
+        op.f("ix_base_models_name"),
+        "base_models",
+        ["name"],
+        unique=True,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.create_table(
+        "organizations",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_organizations")),
+        sa.UniqueConstraint("name", name=op.f("uq_organizations_name")),
+    )
+    op.create_table(
+        "work_items",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("subject_id", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), server_default="waiting", nullable=False),
+        sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("generation", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("worker_id", sa.Text(), nullable=True),
+        sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("losses", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.CheckConstraint("kind IN ('check_file', 'register_model')", name=op.f("ck_work_items_kind")),
+        sa.CheckConstraint("status IN ('waiting', 'running', 'done', 'failed')", name=op.f("ck_work_items_status")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_work_items")),
+    )
+    op.create_index(
+        "ix_work_items_claim",
+        "work_items",
+        ["created_at"],
+        unique=False,
+        postgresql_where=sa.text("lease_until IS NULL AND status = 'waiting'"),
+    )
+    op.create_index(
+        "ix_work_items_lease_until",
+        "work_items",
+        ["lease_until"],
+        unique=False,
+        postgresql_where=sa.text("lease_until IS NOT NULL"),
+    )
+    op.create_index(op.f("ix_work_items_subject_id"), "work_items", ["subject_id"], unique=False)
+    op.create_table(
+        "workers",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("slots", sa.Integer(), nullable=False),
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("base_models", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
+        sa.Column("draining", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("warm", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column(
+            "started_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.Column(
+            "last_seen_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.CheckConstraint("kind IN ('prepare', 'train')", name=op.f("ck_workers_kind")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
+    )
+    op.create_index(op.f("ix_workers_last_seen_at"), "workers", ["last_seen_at"], unique=False)
+    op.create_table(
+        "projects",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["organization_id"], ["organizations.id"], name=op.f("fk_projects_organization_id_organizations")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_projects")),
+        sa.UniqueConstraint("organization_id", "name", name=op.f("uq_projects_organization_id_name")),
+    )
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("prefix", sa.Text(), nullable=False),
+        sa.Column("hash", sa.LargeBinary(), nullable=False),
+        sa.Column("scopes", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_api_keys_project_id_projects")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("hash", name=op.f("uq_api_keys_hash")),
+    )
+    op.create_index(op.f("ix_api_keys_project_id"), "api_keys", ["project_id"], unique=False)
+    op.create_table(
+        "files",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("filename", sa.Text(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("storage_key", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("status_details", sa.Text(), nullable=True),
+        sa.Column("format", sa.Text(), nullable=True),
+        sa.Column("report", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("job_id", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("status IN ('uploaded', 'processed', 'error')", name=op.f("ck_files_status")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_files_project_id_projects")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
+    )
+    op.create_index(op.f("ix_files_job_id"), "files", ["job_id"], unique=False)
+    op.create_index(
+        op.f("ix_files_project_id_created_at_id"), "files", ["project_id", "created_at", "id"], unique=False
+    )
+    op.create_table(
+        "jobs",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("base_model_id", sa.Text(), nullable=False),
+        sa.Column("training_file", sa.Text(), nullable=False),
+        sa.Column("validation_file", sa.Text(), nullable=True),
+        sa.Column("suffix", sa.Text(), nullable=True),
+        sa.Column("seed", sa.BigInteger(), nullable=False),
+        sa.Column("metadata", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("method", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("options", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("priority", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("status", sa.Text(), server_default="validating_files", nullable=False),
+        sa.Column("phase", sa.Text(), server_default="created", nullable=False),
+        sa.Column("phase_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("phase_reason", sa.Text(), nullable=True),
+        sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("progress", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("estimated_finish", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("hyperparameters", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("resolved", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("data", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("prepared", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("fine_tuned_model", sa.Text(), nullable=True),
+        sa.Column("result_files", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("event_count", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("last_event_step", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("generation", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("worker_id", sa.Text(), nullable=True),
+        sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("losses", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.CheckConstraint(
+            "phase IN ('created', 'checking', 'preparing', 'queued', 'waiting_for_capacity', 'waiting_for_quota', 'paused', 'backing_off', 'starting', 'training', 'evaluating', 'saving', 'merging', 'uploading', 'pausing', 'cancelling', 'completed', 'early_stopped', 'stopped_by_user', 'limit_reached', 'failed', 'cancelled')",
+            name=op.f("ck_jobs_phase"),
+        ),
+        sa.CheckConstraint(
+            "status IN ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled')",
+            name=op.f("ck_jobs_status"),
+        ),
+        sa.ForeignKeyConstraint(["base_model_id"], ["base_models.id"], name=op.f("fk_jobs_base_model_id_base_models")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_jobs_project_id_projects")),
+        sa.ForeignKeyConstraint(["training_file"], ["files.id"], name=op.f("fk_jobs_training_file_files")),
+        sa.ForeignKeyConstraint(["validation_file"], ["files.id"], name=op.f("fk_jobs_validation_file_files")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
+    )
+    op.create_index(
+        "ix_jobs_claim",
+        "jobs",
+        ["status", sa.literal_column("priority DESC"), "created_at"],
+        unique=False,
+        postgresql_where=sa.text("lease_until IS NULL AND status IN ('validating_files', 'queued')"),
+    )
+    op.create_index("ix_jobs_fine_tuned_model", "jobs", ["fine_tuned_model"], unique=True)
+    op.create_index(
+        "ix_jobs_lease_until",
+        "jobs",
+        ["lease_until"],
+        unique=False,
+        postgresql_where=sa.text("lease_until IS NOT NULL"),
+    )
+    op.create_index(op.f("ix_jobs_project_id_created_at_id"), "jobs", ["project_id", "created_at", "id"], unique=False)
+    op.create_table(
+        "attempts",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("worker_id", sa.Text(), nullable=False),
+        sa.Column(
+            "started_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("why", sa.Text(), nullable=True),
+        sa.Column("resumed_from_step", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("steps", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("accelerator_seconds", sa.Double(), server_default="0", nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id_jobs")),
+        sa.PrimaryKeyConstraint("job_id", "n", name=op.f("pk_attempts")),
+    )
+    op.create_table(
+        "checkpoints",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("step", sa.BigInteger(), nullable=False),
+        sa.Column("epoch", sa.Double(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("storage_prefix", sa.Text(), nullable=False),
+        sa.Column("manifest", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("manifest_sha256", sa.Text(), nullable=False),
+        sa.Column("metrics", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column(
+            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("kind IN ('epoch', 'recovery')", name=op.f("ck_checkpoints_kind")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_checkpoints_job_id_jobs")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoints")),
+        sa.UniqueConstraint("job_id", "step", name=op.f("uq_checkpoints_job_id_step")),
+    )
+    op.create_table(
+        "events",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("level", sa.Text(), nullable=False),
+        sa.Column("type", sa.Text(), server_default="message", nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("data", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column(
+            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_events_job_id_jobs")),
+        sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_events")),
+        sa.UniqueConstraint("id", name=op.f("uq_events_id")),
+    )
+    op.create_table(
+        "idempotency_keys",
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("body_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_idempotency_keys_job_id_jobs")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_idempotency_keys_project_id_projects")),
+        sa.PrimaryKeyConstraint("project_id", "key", name=op.f("pk_idempotency_keys")),
+    )
+    op.create_table(
+        "metrics",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("step", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("epoch", sa.Double(), nullable=False),
+        sa.Column("train_loss", sa.Double(), nullable=False),
+        sa.Column("completion_loss", sa.Double(), nullable=True),
+        sa.Column("train_accuracy", sa.Double(), nullable=True),
+        sa.Column("valid_loss", sa.Double(), nullable=True),
+        sa.Column("valid_completion_loss", sa.Double(), nullable=True),
+        sa.Column("valid_accuracy", sa.Double(), nullable=True),
+        sa.Column("learning_rate", sa.Double(), nullable=False),
+        sa.Column("grad_norm", sa.Double(), nullable=False),
+        sa.Column("tokens", sa.BigInteger(), nullable=False),
+        sa.Column("trained_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("seconds", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_metrics_job_id_jobs")),
+        sa.PrimaryKeyConstraint("job_id", "step", name=op.f("pk_metrics")),
+    )
+    op.create_table(
+        "tuned_models",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("base_model_id", sa.Text(), nullable=False),
+        sa.Column("storage_prefix", sa.Text(), nullable=False),
+        sa.Column("manifest", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["base_model_id"], ["base_models.id"], name=op.f("fk_tuned_models_base_model_id_base_models")
+        ),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_tuned_models_job_id_jobs")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_tuned_models_project_id_projects")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tuned_models")),
+    )
+    op.create_index(
+        op.f("ix_tuned_models_project_id_created_at_id"),
+        "tuned_models",
+        ["project_id", "created_at", "id"],
+        unique=False,
+    )
+
+
+def downgrade() -> None:
+    op.drop_index(op.f("ix_tuned_models_project_id_created_at_id"), table_name="tuned_models")
+    op.drop_table("tuned_models")
+    op.drop_table("metrics")
+    op.drop_table("idempotency_keys")
+    op.drop_table("events")
+    op.drop_table("checkpoints")
+    op.drop_table("attempts")
+    op.drop_index(op.f("ix_jobs_project_id_created_at_id"), table_name="jobs")
+    op.drop_index("ix_jobs_lease_until", table_name="jobs", postgresql_where=sa.text("lease_until IS NOT NULL"))
+    op.drop_index("ix_jobs_fine_tuned_model", table_name="jobs")
+    op.drop_index(
+        "ix_jobs_claim",
+        table_name="jobs",
+        postgresql_where=sa.text("lease_until IS NULL AND status IN ('validating_files', 'queued')"),
+    )
+    op.drop_table("jobs")
+    op.drop_index(op.f("ix_files_project_id_created_at_id"), table_name="files")
+    op.drop_index(op.f("ix_files_job_id"), table_name="files")
+    op.drop_table("files")
+    op.drop_index(op.f("ix_api_keys_project_id"), table_name="api_keys")
+    op.drop_table("api_keys")
+    op.drop_table("projects")
+    op.drop_index(op.f("ix_workers_last_seen_at"), table_name="workers")
+    op.drop_table("workers")
+    op.drop_index(op.f("ix_work_items_subject_id"), table_name="work_items")
+    op.drop_index(
+        "ix_work_items_lease_until", table_name="work_items", postgresql_where=sa.text("lease_until IS NOT NULL")
+    )
+    op.drop_index(
+        "ix_work_items_claim",
+        table_name="work_items",
+        postgresql_where=sa.text("lease_until IS NULL AND status = 'waiting'"),
+    )
+    op.drop_table("work_items")
+    op.drop_table("organizations")
+    op.drop_index(op.f("ix_base_models_name"), table_name="base_models", postgresql_where=sa.text("deleted_at IS NULL"))
+    op.drop_table("base_models")
