@@ -235,9 +235,7 @@ def _optim(
 def _warmup(options: JobOptions, steps: int, warn: Warn) -> int:
     if options.optim.warmup_steps is not None:
         if options.optim.warmup_steps >= steps:
-            warn(
-                f"warmup_steps {options.optim.warmup_steps}: the run has {steps} steps, so the full rate is never reached"
-            )
+            warn(f"warmup_steps {options.optim.warmup_steps}: of {steps} steps; the full rate is never reached")
         return options.optim.warmup_steps
     if options.optim.warmup_ratio is not None:
         return round(options.optim.warmup_ratio * steps)

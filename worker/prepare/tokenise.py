@@ -7,7 +7,7 @@ import hashlib
 import json
 import struct
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from core.formats import templates
 from core.formats.report import Code
 from core.formats.rows import Chat, Completion, Message, Preference, Row, Text
+from worker.prepare import limits
 from worker.prepare.folder import Counts, Facts, Named
 
 TrainOn = Literal["assistant", "last_assistant", "all"]
@@ -56,13 +57,30 @@ class _Drawn:
     plain: bool
 
 
+_loaded: dict[Path, Tokenizer] = {}
+
+
+def load(path: Path) -> None:
+    """Reads a tokenizer ahead of the task that will want it: large ones take more than a second."""
+    _loaded[path] = _read(path)
+
+
+def _take(path: Path) -> Tokenizer:
+    return _loaded.pop(path) if path in _loaded else _read(path)
+
+
+def _read(path: Path) -> Tokenizer:
+    tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 class Encoder:
     """One base model's tokenizer and one chat template."""
 
     def __init__(self, base: Path, facts: Facts, template: str, train_on: TrainOn = "assistant") -> None:
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = _take(base / "tokenizer.json")
         self._template = templates.Template(template, facts.special_tokens)
         self._train_on = train_on
         eos = facts.special_tokens.get("eos_token")
@@ -77,7 +95,8 @@ class Encoder:
         lines, drawn = [], []
         for line, row in rows:
             try:
-                drawn.append(self._draw(row))
+                with limits.row_time():
+                    drawn.append(self._draw(row))
             except templates.TemplateFault as fault:
                 raise RowFault(line, fault.code, fault.message) from None
             lines.append(line)
@@ -179,8 +198,8 @@ class Spool:
 
     folder: Path
     name: str
-    offsets: array[int] = field(default_factory=lambda: array("q", [0]))
-    lines: array[int] = field(default_factory=lambda: array("q"))
+    offsets: "array[int]" = field(default_factory=lambda: array("q", [0]))
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
     prompt_tokens: int = 0
     completion_tokens: int = 0
     masked: Named = field(default_factory=Named)
@@ -190,7 +209,7 @@ class Spool:
         self._files = [self._stack.enter_context(self._path(part).open("wb")) for part, _, _ in _PARTS]
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
         for name, _, _ in _PARTS:
             self._path(name).unlink(missing_ok=True)
@@ -340,12 +359,11 @@ def _sha256(path: Path) -> str:
 
 
 class Batcher:
-    """Collects rows as the checker finds them and spools them in batches. ``on_rows`` gets the count so far."""
+    """Collects rows as the checker finds them and spools them in batches."""
 
-    def __init__(self, encoder: Encoder, spool: Spool, on_rows: Callable[[int], None]) -> None:
-        self._encoder, self._spool, self._on_rows = encoder, spool, on_rows
+    def __init__(self, encoder: Encoder, spool: Spool) -> None:
+        self._encoder, self._spool = encoder, spool
         self._rows: list[tuple[int, Row]] = []
-        self._done = 0
 
     def add(self, line: int, row: Row) -> None:
         self._rows.append((line, row))
@@ -357,6 +375,4 @@ class Batcher:
             return
         for (line, _), tokens in zip(self._rows, self._encoder.encode(self._rows), strict=True):
             self._spool.add(line, tokens)
-        self._done += len(self._rows)
         self._rows = []
-        self._on_rows(self._done)

@@ -1,0 +1,271 @@
+"""The prepare child: ``python -m worker.prepare DIR`` does the folder's task; without DIR it waits for one.
+
+Knows no database, queue or object store. Only registering a model imports torch.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from core.errors import JobError
+from core.formats.check import Checker
+from core.formats.report import Format, Report
+from core.formats.rows import Row
+from core.formats.templates import TemplateFault
+from worker.folder import EXIT_USER_ERROR, Event
+from worker.prepare import limits, resolve, tokenise
+from worker.prepare.folder import (
+    CheckFile,
+    Counts,
+    Note,
+    Prepared,
+    PrepareJob,
+    RegisterModel,
+    Result,
+    Spec,
+    TaskError,
+)
+
+_CHUNK = 1024 * 1024
+_EVENT_SECONDS = 0.5
+
+
+class _Refused(Exception):
+    """The user's data or options are wrong."""
+
+    def __init__(self, error: TaskError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def _refuse(code: str, message: str, param: str, lines: list[int] | None = None) -> _Refused:
+    return _Refused(TaskError(code=code, message=message, param=param, lines=lines or []))
+
+
+class _Events:
+    """events.jsonl. Progress comes at most twice a second: it is for people."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "events.jsonl").open("a", encoding="utf-8")
+        self._last = 0.0
+
+    def phase(self, phase: str, percent: float, message: str) -> None:
+        self._write(Event(type="phase", t=time.time(), phase=phase, percent=round(percent, 1), message=message))
+
+    def progress(self, phase: str, percent: float, message: str) -> None:
+        if time.monotonic() - self._last >= _EVENT_SECONDS:
+            self._last = time.monotonic()
+            self.phase(phase, percent, message)
+
+    def note(self, note: Note) -> None:
+        self._write(Event(type="message", t=time.time(), level=note.level, message=note.message, data=note.data))
+
+    def _write(self, event: Event) -> None:
+        self._file.write(event.model_dump_json() + "\n")
+        self._file.flush()
+
+
+def run(folder: Path) -> int:
+    """Does the task in ``folder`` and answers the exit status."""
+    try:
+        spec = TypeAdapter[Any](Spec).validate_json((folder / "spec.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        print(f"{folder} has no good spec.json: {error}", file=sys.stderr)
+        return 2
+    events = _Events(folder)
+    try:
+        match spec:
+            case CheckFile():
+                result = Result(report=_check(spec, events))
+            case RegisterModel():
+                result = _register(spec, folder, events)
+            case PrepareJob():
+                result = Result(prepared=_prepare(spec, folder, events))
+    except _Refused as refused:
+        result = Result(error=refused.error)
+    except JobError as error:
+        result = Result(error=TaskError(code=error.error_code or "invalid", message=error.message, param=error.param))
+    except limits.Exhausted as error:
+        result = Result(error=TaskError(code="limit_exceeded", message=str(error), param="training_file"))
+    except MemoryError:
+        message = "preparing this data takes more memory than is allowed"
+        result = Result(error=TaskError(code="limit_exceeded", message=message, param="training_file"))
+    # Whoever reads the result finds all of it or none.
+    (folder / "result.json.new").write_text(result.model_dump_json(exclude_none=True), "utf-8")
+    os.replace(folder / "result.json.new", folder / "result.json")
+    return EXIT_USER_ERROR if result.error is not None else 0
+
+
+def _register(spec: RegisterModel, folder: Path, events: _Events) -> Result:
+    from worker.prepare import register
+
+    facts = register.convert(
+        spec.source,
+        folder / "out",
+        revision=spec.revision,
+        chat_template=spec.chat_template,
+        license=spec.license,
+        cache=spec.cache,
+        progress=lambda percent, message: events.phase("registering", percent, message),
+    )
+    return Result(facts=facts)
+
+
+def _check(spec: CheckFile, events: _Events) -> Report:
+    limits.apply(spec.path.stat().st_size)
+    return _read(spec.path, None, lambda percent: events.progress("checking", percent, "checking the file"))
+
+
+def _read(path: Path, on_row: Callable[[int, Row], None] | None, progress: Callable[[float], None]) -> Report:
+    checker = Checker(on_row)
+    size, done = max(1, path.stat().st_size), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checker.feed(chunk)
+            done += len(chunk)
+            progress(100 * done / size)
+    return checker.finish()
+
+
+def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
+    limits.apply(sum(path.stat().st_size for path in (spec.train, spec.valid) if path is not None))
+    template = spec.options.chat_template
+    if template == "base":
+        template = (spec.base / "chat_template.jinja").read_text("utf-8")
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    given = spec.options.max_length
+    if given != "auto" and given > spec.facts.context_length:
+        message = f"ext.max_length: {given} is more than the model's context, {spec.facts.context_length}"
+        raise _refuse("invalid_value", message, "ext.max_length")
+    events.phase("preparing", 0, "reading the tokenizer")
+    try:
+        encoder = tokenise.Encoder(spec.base, spec.facts, template, spec.options.train_on)
+    except TemplateFault as fault:
+        raise _refuse("invalid_chat_template", fault.message, "ext.chat_template") from None
+    with tokenise.Spool(folder, "train") as train, tokenise.Spool(folder, "valid") as valid:
+        form = _tokenise(spec.train, "training_file", encoder, train, events)
+        if spec.valid is not None and _tokenise(spec.valid, "validation_file", encoder, valid, events) != form:
+            message = f"the validation file has other rows than the training file, which has {form} rows"
+            raise _refuse("invalid_validation_file", message, "validation_file")
+        length, why = resolve.max_length(
+            spec.options,
+            spec.facts.context_length,
+            int(max(train.lengths.max(initial=0), valid.lengths.max(initial=0))),
+        )
+        events.phase("preparing", 95, "writing the tokens")
+        trained = _write(spec, folder, "train", train, length)
+        validated = _write(spec, folder, "valid", valid, length) if spec.valid is not None else None
+        resolved, notes = resolve.resolve(
+            spec.options,
+            spec.hyperparameters,
+            resolve.Sizes(
+                examples=trained.examples,
+                longest=trained.longest,
+                prompt_tokens=train.prompt_tokens,
+                completion_tokens=train.completion_tokens,
+                validation=validated is not None,
+            ),
+            spec.facts,
+            length=length,
+            length_reason=why,
+            form=form,
+            seed=spec.seed,
+            fast_bf16=spec.fast_bf16,
+        )
+    notes += _warnings(trained, validated, encoder, length)
+    for note in notes:
+        events.note(note)
+    return Prepared(train=trained, valid=validated, resolved=resolved, notes=notes)
+
+
+def _tokenise(path: Path, param: str, encoder: tokenise.Encoder, spool: tokenise.Spool, events: _Events) -> Format:
+    what = param.replace("_", " ")
+    batcher = tokenise.Batcher(encoder, spool)
+    try:
+        report = _read(
+            path, batcher.add, lambda percent: events.progress("preparing", percent * 0.9, f"tokenising the {what}")
+        )
+        batcher.flush()
+    except tokenise.RowFault as fault:
+        message = f"line {fault.line}: {fault.message}"
+        raise _refuse(f"invalid_{param}", message, param, [fault.line]) from None
+    if not report.ok:
+        lines = [fault.line for fault in report.faults]
+        raise _refuse(
+            f"invalid_{param}", f"The {what} has {report.fault_count} faults:\n{report.summary()}", param, lines
+        )
+    assert report.format is not None  # a file without rows is a fault
+    return report.format
+
+
+def _write(spec: PrepareJob, folder: Path, name: str, spool: tokenise.Spool, length: int) -> Counts:
+    param = "training_file" if name == "train" else "validation_file"
+    what = param.replace("_", " ").capitalize()
+    policy = spec.options.data.over_length
+    counts = spool.write(
+        folder / f"{name}.safetensors",
+        max_length=length,
+        over_length=policy,
+        keep_first=spec.facts.bos_token_id is not None,
+    )
+    if policy == "error" and counts.dropped.count:
+        message = (
+            f"{what} has {counts.dropped.count} example(s) of more than {length} tokens: {_lines(counts.dropped.lines)}"
+        )
+        raise _refuse(f"invalid_{param}", message, param, counts.dropped.lines)
+    needed = spec.min_examples if name == "train" else 1
+    if counts.examples < needed:
+        left_out = [
+            f"{named.count} {why} ({_lines(named.lines)})"
+            for named, why in (
+                (counts.dropped, f"are longer than {length} tokens"),
+                (counts.masked, "have nothing to learn from"),
+            )
+            if named.count
+        ]
+        rest = f"; {', '.join(left_out)}" if left_out else ""
+        message = f"{what} has {counts.examples} example(s), but must have at least {needed} examples{rest}"
+        raise _refuse("invalid_n_examples", message, param, [*counts.dropped.lines, *counts.masked.lines])
+    return counts
+
+
+def _warnings(trained: Counts, validated: Counts | None, encoder: tokenise.Encoder, length: int) -> list[Note]:
+    notes = []
+    for param, counts in (("training_file", trained), ("validation_file", validated)):
+        for what, named in (
+            (f"cut to {length} tokens", counts.truncated if counts else None),
+            (f"longer than {length} tokens and left out", counts.dropped if counts else None),
+            ("without anything to learn from and left out", counts.masked if counts else None),
+        ):
+            if named is not None and named.count:
+                message = f"{param}: {named.count} example(s) {what}: {_lines(named.lines)}"
+                notes.append(Note(level="warn", message=message, data={"param": param, "lines": named.lines}))
+    if encoder.straddling.count:
+        message = (
+            f"in {encoder.straddling.count} example(s) the answer begins inside a token of the prompt, so its first "
+            f"characters are not learned: {_lines(encoder.straddling.lines)}"
+        )
+        notes.append(Note(level="warn", message=message, data={"lines": encoder.straddling.lines}))
+    return notes
+
+
+def _lines(lines: list[int], shown: int = 10) -> str:
+    text = ", ".join(map(str, lines[:shown]))
+    return f"line{'s' if len(lines) > 1 else ''} {text}" + (", …" if len(lines) > shown else "")
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        sys.exit(run(Path(sys.argv[1])))
+    from worker import child
+
+    child.serve(preload=lambda folder: tokenise.load(folder / "tokenizer.json"), run=run)
+
+
+if __name__ == "__main__":
+    main()
