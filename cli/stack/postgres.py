@@ -118,6 +118,8 @@ def purge(home: Home) -> None:
 
 def abandoned() -> Iterator[Path]:
     """Databases of homes that have been deleted since."""
+    if os.geteuid() != 0:
+        return
     for note in SHARED.glob("*/home"):
         if not Path(note.read_text().strip()).exists():
             yield note.parent
