@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     worker_threads: int | None = None
     """Threads torch may use in a slot; empty: the cores divided by the slots."""
     keep_scratch: bool = False
+    conversions: Path | None = None
+    """Where converted base models are kept, so that registering one again is quick; empty: in the cache."""
 
     # HTTP.
     host: str = "127.0.0.1"
@@ -77,6 +79,10 @@ class Settings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         return self.home / "cache"
+
+    @property
+    def conversion_dir(self) -> Path:
+        return self.conversions or self.cache_dir / "conversions"
 
     @property
     def scratch_dir(self) -> Path:

@@ -95,6 +95,6 @@ def release(row: Job | WorkItem) -> None:
 def back_off(row: Job | WorkItem, settings: Settings) -> float:
     """Count a loss and keep the row from being claimed for a while; returns the pause in seconds."""
     row.losses += 1
-    pause = min(settings.backoff_seconds * 2 ** (row.losses - 1), settings.backoff_max_seconds)
+    pause: float = min(settings.backoff_seconds * 2 ** (row.losses - 1), settings.backoff_max_seconds)
     row.available_at = clock.in_seconds(pause)
     return pause

@@ -16,7 +16,7 @@ from core.db.session import Sessions, transaction
 from core.db.tables import Job, WorkItem
 from core.errors import LostAuthority
 
-Claimed = TypeVar("Claimed", Job, WorkItem)
+Claimed = TypeVar("Claimed", bound=Job | WorkItem)
 
 
 @contextmanager

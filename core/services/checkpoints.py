@@ -1,6 +1,6 @@
 """A job's checkpoints: those of an epoch's end are the user's, all of them serve to resume."""
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from core.db import tenancy
@@ -29,3 +29,8 @@ def newest_first(session: Session, job_id: str) -> list[Checkpoint]:
     """What an attempt can resume from, the best first."""
     query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
     return list(session.scalars(query.order_by(Checkpoint.step.desc())))
+
+
+def discard(session: Session, job_id: str, step: int) -> None:
+    """This one can't be resumed from: the next attempt takes the one before it."""
+    session.execute(delete(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step == step))

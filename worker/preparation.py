@@ -1,0 +1,228 @@
+"""The prepare queue's work around its child: what goes into the folder, and what the result does to the rows."""
+
+from pathlib import Path
+
+import orjson
+import structlog
+from sqlalchemy.orm import Session
+
+from core import clock, options
+from core.config import Settings
+from core.db.session import transaction
+from core.db.tables import BaseModel, File, Job, WorkItem
+from core.errors import JobError
+from core.options import Hyperparameters
+from core.queue import claims
+from core.queue.claims import Claim
+from core.queue.fence import fenced
+from core.services import base_models, files, jobs, runs, sweeps
+from core.states import FileStatus, ItemKind, ItemStatus
+from core.storage import store as layout
+from core.wiring import Parts
+from worker import stage
+from worker.cache import ModelCache, file_sha256
+from worker.folder import EXIT_USER_ERROR
+from worker.prepare.folder import CheckFile, Facts, PrepareJob, RegisterModel, Result, Spec
+
+log = structlog.get_logger()
+
+_UNSETTLED_PAUSE = 1.0
+_TOKEN_FILES = ("train.safetensors", "valid.safetensors", "chat_template.jinja")
+
+
+# -- jobs
+
+
+def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: Path) -> bool:
+    """Fill the folder; False when a file of the job is not settled yet, and the job was put off until it is."""
+    with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, row):
+        base = session.get_one(BaseModel, row.base_model_id)
+        named = {"training_file": row.training_file, "validation_file": row.validation_file}
+        data = {param: session.get_one(File, id) for param, id in named.items() if id is not None}
+        if any(file.status == FileStatus.UPLOADED for file in data.values()):
+            runs.postpone(row, _UNSETTLED_PAUSE)
+            return False
+    for param, file in data.items():
+        _usable(file, param, job, parts.settings)
+    assert base.facts is not None
+    assert base.files is not None
+    assert base.content_sha256 is not None
+    paths = {
+        param: stage.download(parts.store, file.storage_key, file.sha256, folder / f"{param}.data")
+        for param, file in data.items()
+    }
+    spec = PrepareJob(
+        base=cache.fetch(base.content_sha256, base.files["files"], weights=False),
+        facts=Facts.model_validate(base.facts),
+        train=paths["training_file"],
+        valid=paths.get("validation_file"),
+        options=options.parse(job.options),
+        hyperparameters=Hyperparameters.model_validate(job.method["supervised"]["hyperparameters"]),
+        seed=job.seed,
+        min_examples=parts.settings.min_examples,
+    )
+    stage.write_spec(folder, spec)
+    return True
+
+
+def _usable(file: File, param: str, job: Job, settings: Settings) -> None:
+    code = f"invalid_{param}"
+    if file.status == FileStatus.ERROR:
+        raise JobError(f"The file {file.id} can't be used: {file.status_details}", code=code, param=param)
+    fault = jobs.unfit(file, param, job.method["type"], settings)
+    if fault is not None:
+        raise JobError(fault.message, code=fault.error_code, param=param)
+
+
+def finish_job(parts: Parts, claim: Claim, folder: Path, status: int, last_words: str) -> None:
+    result = _result(folder, status, last_words).prepared
+    if result is None:
+        raise JobError("Preparing the data gave no result.", code="server_error")
+    kept = {}
+    for name in _TOKEN_FILES:
+        path = folder / name
+        if path.exists():
+            key = layout.prepared(claim.id, claim.generation, name)
+            parts.store.put_file(key, path)
+            kept[name] = {"key": key, "sha256": file_sha256(path)}
+    with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, job):
+        if job.cancel_requested:
+            runs.cancelled(session, job)
+            return
+        base = session.get_one(BaseModel, job.base_model_id)
+        runs.prepared(
+            session,
+            job,
+            resolved=result.resolved.model_dump(mode="json"),
+            hyperparameters=result.resolved.hyperparameters.model_dump(mode="json"),
+            data={
+                "train": result.train.model_dump(mode="json"),
+                "valid": result.valid.model_dump(mode="json") if result.valid else None,
+            },
+            prepared={"files": kept, "base": {"name": base.name, "sha256": base.content_sha256}},
+            notes=[note.model_dump(mode="json") for note in result.notes],
+        )
+
+
+def _result(folder: Path, status: int, last_words: str) -> Result:
+    """What the child found, or the JobError it ended with."""
+    path = folder / "result.json"
+    if status < 0:
+        raise JobError(
+            f"Preparing was ended by signal {-status}: the data or the template need more memory or time than allowed.",
+            code="prepare_failed",
+        )
+    if status not in (0, EXIT_USER_ERROR) or not path.exists():
+        raise JobError(f"Preparing ended unexpectedly with status {status}: {last_words}", code="prepare_failed")
+    result = Result.model_validate_json(path.read_bytes())
+    if result.error is not None:
+        raise JobError(result.error.message, code=result.error.code, param=result.error.param)
+    return result
+
+
+# -- work items
+
+
+def stage_item(parts: Parts, item: WorkItem, folder: Path) -> None:
+    spec: Spec
+    with transaction(parts.sessions) as session:
+        if item.kind == ItemKind.CHECK_FILE:
+            file = session.get_one(File, item.subject_id)
+        else:
+            base = session.get_one(BaseModel, item.subject_id)
+    if item.kind == ItemKind.CHECK_FILE:
+        spec = CheckFile(path=stage.download(parts.store, file.storage_key, file.sha256, folder / "file.data"))
+    else:
+        spec = RegisterModel(
+            source=base.source,
+            revision=base.revision,
+            chat_template=base.chat_template,
+            license=base.license,
+            cache=parts.settings.conversion_dir,
+        )
+    stage.write_spec(folder, spec)
+
+
+class Progress:
+    """The child's last word on how far it is, into the base model's row."""
+
+    def __init__(self, parts: Parts, item: WorkItem, claim: Claim, folder: Path) -> None:
+        self._parts = parts
+        self._item = item
+        self._claim = claim
+        self._path = folder / "events.jsonl"
+        self._size = 0
+
+    def pump(self) -> None:
+        if self._item.kind != ItemKind.REGISTER_MODEL or not self._path.exists():
+            return
+        raw = self._path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) == self._size:
+            return
+        self._size = len(whole)
+        last = orjson.loads(whole.splitlines()[-1])
+        self.say(last.get("percent"), last.get("message", ""))
+
+    def say(self, percent: float | None, message: str) -> None:
+        with fenced(self._parts.sessions, WorkItem, self._claim.id, self._claim.generation) as (session, _):
+            base = session.get_one(BaseModel, self._item.subject_id)
+            base.progress = {"percent": percent, "message": message}
+
+
+def finish_item(
+    parts: Parts, cache: ModelCache, item: WorkItem, claim: Claim, folder: Path, status: int, last_words: str
+) -> None:
+    result = _result(folder, status, last_words)
+    if result.facts is not None:
+        _store_base_model(parts, cache, item, claim, folder, result.facts)
+    with fenced(parts.sessions, WorkItem, claim.id, claim.generation) as (session, row):
+        if result.report is not None:
+            files.settle(session.get_one(File, row.subject_id), result.report)
+        if result.facts is not None:
+            base_models.registered(session.get_one(BaseModel, row.subject_id), result.facts.model_dump(mode="json"))
+        row.status = ItemStatus.DONE
+        row.finished_at = clock.now()
+        claims.release(row)
+    if result.report is not None:
+        # Jobs may wait for this file.
+        parts.doorbell.ring("prepare")
+
+
+def _store_base_model(
+    parts: Parts, cache: ModelCache, item: WorkItem, claim: Claim, folder: Path, facts: Facts
+) -> None:
+    progress = Progress(parts, item, claim, folder)
+    sent = 0
+    for entry in facts.files:
+        progress.say(round(100 * sent / facts.bytes, 1), f"storing {entry.path}")
+        key = layout.base_model(facts.sha256, entry.path)
+        # Content-addressed: what lies there already is the same.
+        if parts.store.size(key) != entry.bytes:
+            parts.store.put_file(key, folder / "out" / entry.path)
+        sent += entry.bytes
+    cache.adopt(facts.sha256, folder / "out")
+
+
+def hand_back_item(row: WorkItem) -> None:
+    row.status = ItemStatus.WAITING
+    claims.release(row)
+
+
+# -- ends, for rows of either table
+
+
+def fail(session: Session, row: Job | WorkItem, code: str, message: str, param: str | None) -> None:
+    if isinstance(row, WorkItem):
+        sweeps.item_failed(session, row, code, message, param)
+    elif row.cancel_requested:
+        runs.cancelled(session, row)
+    else:
+        runs.failed(session, row, code, message, param)
+
+
+def lose(session: Session, row: Job | WorkItem, settings: Settings, why: str) -> None:
+    if isinstance(row, WorkItem):
+        sweeps.item_lost(session, row, settings)
+    else:
+        runs.lost(session, row, settings, why)

@@ -1,0 +1,85 @@
+"""Out of a job's folder into the store: files, then the manifest. The caller's row comes last and makes it count."""
+
+import csv
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.db.tables import Metric
+from core.errors import Conflict
+from core.storage.store import Store
+from worker.folder import Manifest
+
+MANIFEST = "manifest.json"
+
+# OpenAI's five columns in their order, then ours.
+_COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_accuracy",
+    "epoch": "epoch",
+    "completion_loss": "completion_loss",
+    "valid_completion_loss": "valid_completion_loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "tokens": "tokens",
+    "trained_tokens": "trained_tokens",
+    "seconds": "seconds",
+}
+
+
+def folder(store: Store, source: Path, prefix: str) -> tuple[dict[str, Any], str]:
+    """Upload a folder that has a manifest; returns the manifest and its sha256."""
+    raw = (source / MANIFEST).read_bytes()
+    manifest = Manifest.model_validate(orjson.loads(raw))
+    for entry in manifest.files:
+        store.put_file(prefix + entry.path, source / entry.path)
+    # Last, and only once: where there is a manifest, everything it names is there.
+    try:
+        store.put(prefix + MANIFEST, raw, only_new=True)
+    except Conflict:
+        # The same upload, tried again after the database was away: the prefix is this generation's own.
+        if store.get(prefix + MANIFEST) != raw:
+            raise
+    return manifest.model_dump(), sha256(raw)
+
+
+def results(manifest: dict[str, Any], manifest_sha256: str, manifest_bytes: int, prefix: str) -> list[dict[str, Any]]:
+    """The artifact's files as a job's result files: weights first, the manifest last."""
+    first = ("adapter_model.safetensors", "adapter_config.json")
+    entries = sorted(
+        manifest["files"],
+        key=lambda entry: (first.index(entry["path"]) if entry["path"] in first else len(first), entry["path"]),
+    )
+    entries.append({"path": MANIFEST, "bytes": manifest_bytes, "sha256": manifest_sha256})
+    return [
+        {
+            "filename": entry["path"],
+            "key": prefix + entry["path"],
+            "bytes": entry["bytes"],
+            "sha256": entry["sha256"],
+        }
+        for entry in entries
+    ]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def metrics_csv(session: Session, job_id: str) -> bytes:
+    """Every step as a line; a cell is empty where nothing was measured."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in session.scalars(select(Metric).where(Metric.job_id == job_id).order_by(Metric.step)):
+        values = (getattr(row, name) for name in _COLUMNS.values())
+        writer.writerow(["" if value is None else value for value in values])
+    return out.getvalue().encode()

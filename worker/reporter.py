@@ -1,0 +1,103 @@
+"""From a trainer's events.jsonl to rows: read what was appended, write it through the fence, in order."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+from sqlalchemy.exc import OperationalError
+
+from core.db.session import Sessions
+from core.db.tables import Job
+from core.queue.claims import Claim
+from core.queue.fence import fenced
+from core.services import events, runs
+from core.states import Phase
+from core.storage import store as layout
+from core.storage.store import Store
+from worker import publish
+
+log = structlog.get_logger()
+
+_PHASES = {"training": Phase.TRAINING, "evaluating": Phase.EVALUATING, "saving": Phase.SAVING}
+
+
+class Reporter:
+    """Tails one run's events. ``done`` and ``error`` hold the child's last word."""
+
+    def __init__(self, sessions: Sessions, store: Store, claim: Claim, folder: Path, total_steps: int) -> None:
+        self.done: dict[str, Any] | None = None
+        self.error: dict[str, Any] | None = None
+        self._sessions = sessions
+        self._store = store
+        self._claim = claim
+        self._folder = folder
+        self._path = folder / "events.jsonl"
+        self._total = total_steps
+        self._read = 0
+        self._waiting: list[dict[str, Any]] = []
+
+    def pump(self) -> None:
+        """Write what is new. While the database is away, lines wait here and in the file, and nothing is lost."""
+        self._waiting += self._new_lines()
+        while self._waiting:
+            batch = self._next_batch()
+            try:
+                self._write(batch)
+            except OperationalError as error:
+                log.warning("report.postponed", job_id=self._claim.id, error=type(error).__name__)
+                return
+            del self._waiting[: len(batch)]
+
+    def _new_lines(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        # A line without its end is still being written, or was cut by the child's death: it waits or never counts.
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [orjson.loads(line) for line in whole.splitlines()]
+
+    def _next_batch(self) -> list[dict[str, Any]]:
+        """A run of steps, or one event of another type."""
+        first = self._waiting[0]
+        if first["type"] != "step":
+            return [first]
+        count = 0
+        while count < len(self._waiting) and self._waiting[count]["type"] == "step" and count < 200:
+            count += 1
+        return self._waiting[:count]
+
+    def _write(self, batch: list[dict[str, Any]]) -> None:
+        line = batch[0]
+        match line["type"]:
+            case "step":
+                with self._fenced() as (session, job):
+                    runs.steps(session, job, batch, self._total)
+            case "eval":
+                with self._fenced() as (session, job):
+                    runs.evaluated(session, job, line, self._total)
+            case "phase":
+                with self._fenced() as (_, job):
+                    runs.phase(job, _PHASES[line["phase"]])
+            case "message":
+                with self._fenced() as (session, job):
+                    events.append(session, job, line["message"], level=line["level"], data=line.get("data"))
+            case "checkpoint":
+                self._checkpoint(line)
+            case "done":
+                self.done = line
+            case "error":
+                self.error = line
+
+    def _checkpoint(self, line: dict[str, Any]) -> None:
+        prefix = layout.run(self._claim.id, self._claim.generation, f"checkpoints/step-{line['step']}/")
+        # No transaction is open during the upload, and training goes on meanwhile: it is another process.
+        manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix)
+        with self._fenced() as (session, job):
+            runs.checkpointed(session, job, line, prefix, manifest, sha256)
+
+    def _fenced(self) -> Any:  # Any: the context manager of fenced(), whose type has no short name
+        return fenced(self._sessions, Job, self._claim.id, self._claim.generation)

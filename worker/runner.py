@@ -1,0 +1,298 @@
+"""One job, told in five verbs: claim, stage, train, publish, finish. And its sisters of the prepare queue.
+
+The only place of the worker that catches everything: whatever ends a child becomes a status, a code and a sentence
+that the user can act on; the child's own words are kept as the job's log.
+"""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from botocore.exceptions import BotoCoreError, ClientError
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.db.session import transaction
+from core.db.tables import BaseModel, Job, WorkItem
+from core.errors import JobError, LostAuthority
+from core.queue import claims
+from core.queue.claims import Claim
+from core.queue.fence import fenced
+from core.services import checkpoints, runs
+from core.states import Phase, Status
+from core.storage import store as layout
+from core.wiring import Parts
+from worker import preparation, publish, stage
+from worker.cache import ModelCache
+from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED
+from worker.lease import Lease
+from worker.reporter import Reporter
+from worker.slot import Child, Slot
+
+log = structlog.get_logger()
+
+_TICK = 0.2
+
+
+class Runner:
+    """Works for one slot, in the slot's thread."""
+
+    def __init__(self, parts: Parts, slot: Slot, worker_id: str, draining: threading.Event) -> None:
+        self.parts = parts
+        self.slot = slot
+        self.worker_id = worker_id
+        self.draining = draining
+        self.cache = ModelCache(parts.settings.cache_dir, parts.store)
+
+    def work_once(self) -> bool:
+        """Claim one row and see it through; False when nothing waits."""
+        if self.slot.kind == "train":
+            job = self._claim_job(Status.QUEUED)
+            if job is not None:
+                self._guarded(job, self._train)
+            return job is not None
+        item = self._claim_item()
+        if item is not None:
+            self._guarded(item, self._settle_item)
+            return True
+        job = self._claim_job(Status.VALIDATING)
+        if job is not None:
+            self._guarded(job, self._prepare_job)
+        return job is not None
+
+    # -- claim
+
+    def _claim_job(self, status: Status) -> Job | None:
+        with transaction(self.parts.sessions) as session:
+            job = claims.next_job(session, status, self.worker_id, self.parts.settings)
+            if job is None:
+                return None
+            if status == Status.QUEUED:
+                runs.begin_attempt(session, job, self.worker_id)
+            else:
+                runs.begin_prepare(job)
+            log.info("job.claimed", job_id=job.id, generation=job.generation, status=str(status))
+            return job
+
+    def _claim_item(self) -> WorkItem | None:
+        with transaction(self.parts.sessions) as session:
+            item = claims.next_item(session, self.worker_id, self.parts.settings)
+            if item is not None:
+                log.info("item.claimed", item_id=item.id, kind=item.kind, generation=item.generation)
+            return item
+
+    def _guarded(self, row: Any, work: Any) -> None:  # Any: a Job or WorkItem and the method that takes it
+        """Run ``work(row, claim)``; whatever it raises ends the row in good order, or leaves it to the lease."""
+        claim = Claim(type(row), row.id, row.generation)
+        try:
+            work(row, claim)
+        except LostAuthority as error:
+            log.warning("authority.lost", id=claim.id, generation=claim.generation, error=str(error))
+        except JobError as error:
+            self._fail(claim, error.error_code or "server_error", error.message, error.param)
+        except (SQLAlchemyError, BotoCoreError, ClientError) as error:
+            # A server behind the service is away: a loss, not the user's fault.
+            log.warning("servers.away", id=claim.id, error=type(error).__name__, exc_info=error)
+            self._lose(claim, f"a server was away ({type(error).__name__})")
+        except Exception as error:  # the slot must outlive any defect of ours
+            log.error("work.failed", id=claim.id, exc_info=error)
+            self._fail(claim, "server_error", "The worker had an error; the operator finds it in its log.", None)
+        finally:
+            self.slot.done()
+            self._clean(claim)
+
+    # -- stage, train, publish, finish
+
+    def _train(self, job: Job, claim: Claim) -> None:
+        assert job.prepared is not None
+        with self._folder(claim) as folder:
+            child = self.slot.prepare()
+            with Lease(self.parts.sessions, claim, self.parts.settings, self.slot.kill) as lease:
+                base, resume = self._stage(job, claim, folder)
+                child = self.slot.take(base)
+                spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
+                reporter = Reporter(self.parts.sessions, self.parts.store, claim, folder, spec.total_steps)
+                if not lease.lost.is_set():
+                    child.start(folder)
+                status = self._watch(child, lease, reporter)
+                self._keep_log(claim, child)
+                self._finish_training(claim, folder, lease, reporter, status, resume)
+
+    def _stage(self, job: Job, claim: Claim, folder: Path) -> tuple[Path, Path | None]:
+        with transaction(self.parts.sessions) as session:
+            base = session.get_one(BaseModel, job.base_model_id)
+            candidates = checkpoints.newest_first(session, job.id)
+        assert base.files is not None
+        assert base.content_sha256 is not None
+        path = self.cache.fetch(base.content_sha256, base.files["files"])
+        step, resume = 0, None
+        for candidate in candidates:
+            resume = stage.checkpoint(self.parts.store, candidate, folder)
+            if resume is not None:
+                step = candidate.step
+                break
+        with fenced(self.parts.sessions, Job, claim.id, claim.generation) as (session, row):
+            runs.resume_at(session, row, step)
+        return path, resume
+
+    def _watch(self, child: Child, lease: Lease, reporter: Reporter) -> int:
+        """Until the child has ended: report what it says, pass on what is asked of it. Returns its exit status."""
+        grace: float | None = None
+        while (status := child.wait(_TICK)) is None:
+            reporter.pump()
+            if self.draining.is_set() and grace is None:
+                grace = self.parts.settings.stop_grace_seconds
+                child.ask_to_stop()
+            elif grace is not None:
+                grace -= _TICK
+                if grace <= 0:
+                    child.kill()
+        if not lease.lost.is_set():
+            reporter.pump()
+        return status
+
+    def _finish_training(
+        self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter, status: int, resume: Path | None
+    ) -> None:
+        if lease.lost.is_set():
+            raise LostAuthority(f"{claim.id}: the lease ended")
+        if lease.cancelled.is_set():
+            with self._job(claim) as (session, job):
+                runs.cancelled(session, job)
+        elif reporter.error is not None:
+            error = reporter.error
+            raise JobError(error["message"], code=error["code"], param=error.get("param"))
+        elif status == 0 and reporter.done is not None:
+            self._publish(claim, folder, reporter.done)
+        elif status == EXIT_DRAINED or self.draining.is_set():
+            with self._job(claim) as (session, job):
+                runs.handed_back(session, job, "it was drained")
+            log.info("job.handed_back", job_id=claim.id)
+        elif status == EXIT_CHECKPOINT_REFUSED and resume is not None:
+            with self._job(claim) as (session, job):
+                checkpoints.discard(session, job.id, int(resume.name.removeprefix("step-")))
+                runs.lost(session, job, self.parts.settings, "a checkpoint can't be resumed from")
+        elif status < 0:
+            self._lose(claim, f"the trainer was killed by signal {-status}")
+        else:
+            raise JobError(
+                f"The trainer ended unexpectedly with status {status}: {_last_words(self.slot.folder)}",
+                code="trainer_failed",
+            )
+
+    def _publish(self, claim: Claim, folder: Path, done: dict[str, Any]) -> None:
+        with self._job(claim) as (_, job):
+            runs.phase(job, Phase.UPLOADING)
+        store = self.parts.store
+        prefix = layout.run(claim.id, claim.generation, "artifact/")
+        artifact = folder / done["artifact"]
+        manifest, sha256 = publish.folder(store, artifact, prefix)
+        with transaction(self.parts.sessions) as session:
+            table = publish.metrics_csv(session, claim.id)
+        key = layout.run(claim.id, claim.generation, "metrics.csv")
+        store.put(key, table)
+        csv = {"filename": "step_metrics.csv", "key": key, "bytes": len(table), "sha256": publish.sha256(table)}
+        results = publish.results(manifest, sha256, (artifact / publish.MANIFEST).stat().st_size, prefix)
+        with self._job(claim) as (session, job):
+            if job.cancel_requested:
+                # Cancelling wins every race: a job that was asked to stop never succeeds.
+                runs.cancelled(session, job)
+            else:
+                runs.succeeded(session, job, prefix=prefix, manifest=manifest, results=[csv, *results], line=done)
+        log.info("job.finished", job_id=claim.id)
+
+    # -- the prepare queue
+
+    def _prepare_job(self, job: Job, claim: Claim) -> None:
+        with self._folder(claim) as folder:
+            child = self.slot.prepare()
+            with Lease(self.parts.sessions, claim, self.parts.settings, self.slot.kill) as lease:
+                if not preparation.stage_job(self.parts, self.cache, job, claim, folder):
+                    return
+                status = self._run_child(child, folder, lease, None)
+                if lease.cancelled.is_set():
+                    with self._job(claim) as (session, row):
+                        runs.cancelled(session, row)
+                elif status is None:
+                    with self._job(claim) as (session, row):
+                        runs.handed_back(session, row, "it was drained")
+                else:
+                    preparation.finish_job(self.parts, claim, folder, status, _last_words(self.slot.folder))
+        self.parts.doorbell.ring("train")
+
+    def _settle_item(self, item: WorkItem, claim: Claim) -> None:
+        with self._folder(claim) as folder:
+            child = self.slot.prepare()
+            with Lease(self.parts.sessions, claim, self.parts.settings, self.slot.kill) as lease:
+                preparation.stage_item(self.parts, item, folder)
+                progress = preparation.Progress(self.parts, item, claim, folder)
+                status = self._run_child(child, folder, lease, progress)
+                if status is None:
+                    with fenced(self.parts.sessions, WorkItem, claim.id, claim.generation) as (_, row):
+                        preparation.hand_back_item(row)
+                else:
+                    preparation.finish_item(
+                        self.parts, self.cache, item, claim, folder, status, _last_words(self.slot.folder)
+                    )
+
+    def _run_child(self, child: Child, folder: Path, lease: Lease, progress: preparation.Progress | None) -> int | None:
+        """The child's exit status; None when it was ended because this worker drains."""
+        if not lease.lost.is_set():
+            child.start(folder)
+        while (status := child.wait(_TICK)) is None:
+            if progress is not None:
+                progress.pump()
+            if self.draining.is_set():
+                child.kill()
+        if lease.lost.is_set():
+            raise LostAuthority(f"{lease.claim.id}: the lease ended")
+        return None if status < 0 and self.draining.is_set() else status
+
+    # -- ends
+
+    def _job(self, claim: Claim) -> Any:  # Any: the context manager of fenced(), whose type has no short name
+        return fenced(self.parts.sessions, Job, claim.id, claim.generation)
+
+    def _fail(self, claim: Claim, code: str, message: str, param: str | None) -> None:
+        log.info("work.refused", id=claim.id, code=code)
+        self._write_end(claim, lambda session, row: preparation.fail(session, row, code, message, param))
+
+    def _lose(self, claim: Claim, why: str) -> None:
+        self._write_end(claim, lambda session, row: preparation.lose(session, row, self.parts.settings, why))
+
+    def _write_end(self, claim: Claim, end: Any) -> None:  # Any: (session, row) -> None for either table
+        try:
+            with fenced(self.parts.sessions, claim.table, claim.id, claim.generation) as (session, row):
+                end(session, row)
+        except (LostAuthority, SQLAlchemyError) as error:
+            # The reconciler finds the row when its lease has run out.
+            log.warning("end.not_written", id=claim.id, error=type(error).__name__)
+
+    def _keep_log(self, claim: Claim, child: Child) -> None:
+        try:
+            self.parts.store.put(layout.run(claim.id, claim.generation, "trainer.log"), child.log.read_bytes())
+        except (BotoCoreError, ClientError) as error:
+            log.warning("log.not_kept", job_id=claim.id, error=type(error).__name__)
+
+    @contextmanager
+    def _folder(self, claim: Claim) -> Iterator[Path]:
+        folder = self.slot.folder / f"{claim.id}-gen-{claim.generation}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+
+    def _clean(self, claim: Claim) -> None:
+        if not self.parts.settings.keep_scratch:
+            shutil.rmtree(self.slot.folder / f"{claim.id}-gen-{claim.generation}", ignore_errors=True)
+
+
+def _last_words(folder: Path) -> str:
+    """The last line that the child wrote to its log: of a traceback, the error itself."""
+    try:
+        lines = (folder / "child.log").read_text("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return "it left no log"
+    return lines[-1][:500] if lines else "it left no log"

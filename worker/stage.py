@@ -1,0 +1,67 @@
+"""Filling a job's folder before its child starts: rows, tokens, base model, the checkpoint to go on from."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from core.db.tables import Checkpoint, Job
+from core.errors import JobError, NotFound
+from core.options import Resolved
+from core.storage.store import Store
+from worker.cache import file_sha256
+from worker.folder import BaseSpec, Manifest, TrainSpec
+from worker.prepare import resolve
+
+log = structlog.get_logger()
+
+
+def write_spec(folder: Path, spec: Any) -> None:  # Any: a pydantic model of worker/folder or worker/prepare/folder
+    (folder / "spec.json").write_text(spec.model_dump_json(indent=1))
+
+
+def download(store: Store, key: str, sha256: str, path: Path) -> Path:
+    """An object as a file, or a JobError when it is gone or not what was stored."""
+    try:
+        store.download(key, path)
+    except NotFound as error:
+        raise JobError(f"{path.name} is no longer in the object store.", code="storage_error") from error
+    if file_sha256(path) != sha256:
+        raise JobError(f"{path.name} arrived damaged from the object store.", code="storage_error")
+    return path
+
+
+def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | None, threads: int) -> TrainSpec:
+    """The folder of a training child: tokens and template from prepare, paths for here and now."""
+    assert job.prepared is not None
+    for name, entry in job.prepared["files"].items():
+        download(store, entry["key"], entry["sha256"], folder / name)
+    spec = resolve.train_spec(
+        Resolved.model_validate(job.resolved),
+        job_id=job.id,
+        base=BaseSpec(**job.prepared["base"], path=base),
+        threads=threads,
+        resume=resume,
+    )
+    tokens = {name: entry["sha256"] for name, entry in job.prepared["files"].items() if name.endswith(".safetensors")}
+    spec = spec.model_copy(update={"data_sha256": tokens})
+    write_spec(folder, spec)
+    return spec
+
+
+def checkpoint(store: Store, row: Checkpoint, folder: Path) -> Path | None:
+    """The checkpoint as a folder, every file checked against the manifest its row names; None if it is not whole."""
+    target = folder / "resume" / f"step-{row.step}"
+    try:
+        raw = store.get(row.storage_prefix + "manifest.json")
+        if hashlib.sha256(raw).hexdigest() != row.manifest_sha256:
+            raise JobError("manifest.json is not the one that was written", code="storage_error")
+        for entry in Manifest.model_validate(orjson.loads(raw)).files:
+            download(store, row.storage_prefix + entry.path, entry.sha256, target / entry.path)
+        (target / "manifest.json").write_bytes(raw)
+    except (JobError, NotFound) as error:
+        log.warning("checkpoint.unusable", job_id=row.job_id, step=row.step, error=str(error))
+        return None
+    return target
