@@ -14,7 +14,8 @@ object store or credential, so anybody can run a folder again by hand, and other
 
 A token file holds, for n rows and T tokens in all: ``input_ids`` int32 [T], ``message_weight`` float32 [T]
 (the message's own weight, 1 where the data say nothing), ``completion`` uint8 [T] (1 where the assistant speaks,
-end-of-turn included), ``offsets`` int64 [n + 1] (row i is ``offsets[i]:offsets[i + 1]``), ``lines`` int64 [n] (line in the user's file).
+end-of-turn included), ``offsets`` int64 [n + 1] (row i is ``offsets[i]:offsets[i + 1]``), ``lines`` int64 [n]
+(line in the user's file).
 A token's weight in the loss is ``message_weight`` where ``completion`` is 1, else
 ``prompt_loss_weight * message_weight``.
 
@@ -102,7 +103,8 @@ class Event(BaseModel):
     started     total_steps, trainable_parameters, parameters, device, resumed_from_step (0: fresh)
     phase       phase: training | evaluating | saving
     step        step, epoch (float), train_loss (weighted by prompt_loss_weight), completion_loss,
-                train_accuracy (completion tokens), learning_rate, grad_norm, tokens, trained_tokens (weight > 0), seconds, tokens_per_second
+                train_accuracy (completion tokens), learning_rate, grad_norm, tokens,
+                trained_tokens (weight > 0), seconds, tokens_per_second
     eval        step, valid_loss, valid_completion_loss, valid_accuracy, tokens, seconds
     checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
     message     level: info | warn | error, message, data
