@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Data sets and results.", epilog=exits.HELP)
 
-SHOWN_FAULTS = 20
-
 
 class Counted(io.FileIO):
     """A file that tells how far it has been read, for a progress bar around the SDK's upload."""
@@ -34,8 +32,7 @@ class Counted(io.FileIO):
 
 def send(client: "OpenAI", path: Path, *, show: bool) -> "FileObject":
     """Upload a training file and wait until it is checked; raises Refused with its faults when it is no good."""
-    with output.bytes_progress() as bar:
-        bar.disable = not show
+    with output.bytes_progress(show) as bar:
         task = bar.add_task(path.name, total=path.stat().st_size)
         with Counted(path, lambda read: bar.update(task, completed=read)) as file:
             made = client.files.create(file=(path.name, file), purpose="fine-tune")
@@ -50,20 +47,16 @@ def send(client: "OpenAI", path: Path, *, show: bool) -> "FileObject":
 
 def _faults(path: Path, file: dict[str, Any]) -> str:
     """Every fault the report names, a line each, and how many there are in all."""
+    from core.formats.report import Fault
+
     report = (file.get("ext") or {}).get("report") or {}
-    faults = report.get("faults") or report.get("errors") or []
-    lines = [f"{path} ({file['id']}) can't be used: {file.get('status_details') or 'it has faults'}"]
-    for fault in faults[:SHOWN_FAULTS]:
-        lines.append("  " + (fault if isinstance(fault, str) else _fault(fault)))
-    if len(faults) > SHOWN_FAULTS:
-        lines.append(f"  … and {len(faults) - SHOWN_FAULTS} more: `attune files list --json` has the whole report")
-    return "\n".join(lines)
-
-
-def _fault(fault: dict[str, Any]) -> str:
-    where = f"line {fault['line']}: " if fault.get("line") is not None else ""
-    field = f"{fault['field']}: " if fault.get("field") else ""
-    return f"{where}{field}{fault.get('message', '')}"
+    faults = [Fault.model_validate(fault) for fault in report.get("faults", [])]
+    lines = [f"{path} ({file['id']}) can't be used"]
+    if not faults:
+        return f"{lines[0]}: {file.get('status_details') or 'it has faults'}"
+    lines += [f"  {fault}" for fault in faults]
+    more = report.get("fault_count", 0) - len(faults)
+    return "\n".join([*lines, f"  … and {more} more"] if more > 0 else lines)
 
 
 @app.command()

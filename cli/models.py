@@ -66,8 +66,7 @@ def _absolute(source: str) -> str:
 
 
 def _wait(client: "OpenAI", model: dict[str, Any], *, show: bool) -> dict[str, Any]:
-    with output.percent_progress() as bar:
-        bar.disable = not show
+    with output.percent_progress(show) as bar:
         task = bar.add_task(str(model["id"]), total=100)
         while model["status"] == "registering":
             progress = model.get("progress") or {}
@@ -82,12 +81,33 @@ def _wait(client: "OpenAI", model: dict[str, Any], *, show: bool) -> dict[str, A
 
 @app.command("list")
 def list_models(home: options.Home = None, json: options.Json = False) -> None:
-    """Base models and tuned models that this key may use."""
+    """Base models, their aliases, and tuned models that this key may use."""
     models = [model.model_dump(mode="json") for model in connection.client(home).models.list()]
     if json:
         output.as_json(models)
         return
-    output.table(["MODEL", "OWNER", "CREATED"], [(m["id"], m["owned_by"], output.moment(m["created"])) for m in models])
+    rows = []
+    for model in models:
+        ext = model.get("ext") or {}
+        kind = f"alias of {ext['alias_of']}" if ext.get("alias_of") else ext.get("kind")
+        base = ext.get("base_model") if ext.get("kind") == "tuned" else None
+        rows.append((model["id"], kind, base, output.moment(model["created"])))
+    output.table(["MODEL", "KIND", "BASE MODEL", "CREATED"], rows)
+    _note_unready(home)
+
+
+def _note_unready(home: Path | None) -> None:
+    """Registrations that have not ended well yet, for who may see them."""
+    import openai
+
+    try:
+        registered = connection.get(connection.admin(home), "/admin/models")["data"]
+    except (openai.PermissionDeniedError, openai.AuthenticationError):
+        return
+    for model in registered:
+        if model["status"] != "ready":
+            detail = (model.get("progress") or model.get("error") or {}).get("message")
+            output.note(f"{model['id']}: {model['status']}" + (f" ({detail})" if detail else ""))
 
 
 @app.command()
@@ -103,8 +123,7 @@ def download(
     folder = to or Path(model.replace(":", "-").replace("/", "--"))
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with output.bytes_progress() as bar:
-        bar.disable = json
+    with output.bytes_progress(not json) as bar:
         total = bar.add_task("all files", total=sum(file.bytes for file in files))
         for file in files:
             # A server's file name never leads out of the folder.

@@ -69,17 +69,32 @@ def duration(seconds: Any) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def bytes_progress() -> Progress:
+def bytes_progress(show: bool) -> Progress:
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TimeRemainingColumn(),
     ]
-    return Progress(*columns, console=stderr)
+    return Progress(*columns, console=stderr, disable=not show)
 
 
-def percent_progress() -> Progress:
+def percent_progress(show: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), console=stderr
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        console=stderr,
+        disable=not show,
+    )
+
+
+def steps_progress(show: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        TextColumn("{task.fields[steps]}"),
+        TextColumn("{task.fields[facts]}"),
+        console=stderr,
+        disable=not show,
     )

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import connection, options, output
 from cli.exits import Exit, Refused
+
+if TYPE_CHECKING:
+    from cli.stack.plan import Plan
 
 DOWN_SECONDS = 15.0
 """A stack stops within 10 s; one that has not after this long is stuck."""
@@ -34,16 +37,17 @@ def up(
     if detach:
         _up_detached(where, port)
     else:
-        _up(where, port)
+        run(where, port)
 
 
-def _up(where: Path, port: int | None) -> None:
+def run(where: Path, port: int | None, plan: "Plan | None" = None) -> None:
+    """The foreground of `attune up`, with other processes than the usual ones when a plan is given."""
     from cli.stack.errors import Interrupted
     from cli.stack.interrupts import Signals
     from cli.stack.stack import Stack
 
     signals = Signals()
-    stack = Stack(where, port=port, interrupts=signals, quiet=False)
+    stack = Stack(where, port=port, plan=plan, interrupts=signals, quiet=False)
     with signals.watch():
         try:
             stack.start()

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, TaskID
 
 from cli import output
 from cli.exits import Exit, Refused
@@ -51,14 +51,7 @@ def follow(client: "OpenAI", job_id: str, *, as_json: bool) -> dict[str, Any]:
     """Show a job until it has ended and give it; raises Refused when it failed or was cancelled."""
     events = Events(client, job_id)
     job = client.fine_tuning.jobs.retrieve(job_id).model_dump(mode="json")
-    with Progress(
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        TextColumn("{task.fields[steps]}"),
-        TextColumn("{task.fields[facts]}"),
-        console=output.stderr,
-    ) as bar:
-        bar.disable = as_json
+    with output.steps_progress(not as_json) as bar:
         task = bar.add_task(job["status"], total=None, steps="", facts="")
         while True:
             for event in events.new():
