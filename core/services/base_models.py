@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import any_, literal, or_, select
 from sqlalchemy.orm import Session
 
 from core import clock, ids
@@ -66,7 +66,7 @@ def usable(session: Session, name: str) -> BaseModel:
         )
     if row.status != "ready":
         why = (row.error or {}).get("message") or "it is being registered; try again when it is ready"
-        raise BadRequest(f"model: {name!r} can't be used: {why}.", param="model", code="model_not_available")
+        raise BadRequest(f"model: {name!r} can't be used: {why.rstrip('.')}.", param="model", code="model_not_available")
     return row
 
 
@@ -78,7 +78,7 @@ def remove(session: Session, name: str) -> None:
 def _named(session: Session, name: str) -> BaseModel | None:
     return session.scalar(
         select(BaseModel).where(
-            BaseModel.deleted_at.is_(None), or_(BaseModel.name == name, BaseModel.aliases.contains([name]))
+            BaseModel.deleted_at.is_(None), or_(BaseModel.name == name, literal(name) == any_(BaseModel.aliases))
         )
     )
 
