@@ -22,10 +22,10 @@ venv: ## Install into .venv from requirements.lock (the other targets do this by
 	@scripts/venv $(VENV) $(PIP_ARGS)
 
 demo: venv ## Start the service, tune a real model through its API, show what it learned
-	@$(PY) examples/triage/demo.py --home .attune/demo --out out $(ARGS)
+	@$(PY) examples/triage/demo.py $(ARGS)
 
 up: venv ## Start the service on this machine and keep it running (Ctrl-C stops it)
-	@$(VENV)/bin/attune up --home .attune/up $(ARGS)
+	@$(VENV)/bin/attune up $(ARGS)
 
 test: venv ## Run the tests, whole stories and a short one on the real model included
 	@$(PY) -m pytest -m "not proof and not gpu" $(ARGS)
@@ -42,6 +42,6 @@ proof: venv ## Run every test, however long
 lock: ## Resolve pyproject.toml anew and write requirements.lock
 	@scripts/lock
 
-clean: ## Remove .venv, caches and build output (the data of `make up` and `make demo` in .attune stay)
+clean: ## Remove .venv, caches and build output (data in .attune stay)
 	@rm -rf $(VENV) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

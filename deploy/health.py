@@ -3,7 +3,6 @@
 Only for images, where no other tool is at hand. Knows nothing about torch.
 """
 
-import socket
 import sys
 import urllib.request
 
@@ -22,14 +21,16 @@ def api() -> bool:
 
 
 def worker() -> bool:
-    """A worker of this container gave a sign of life within three heartbeats.
+    """This container's worker gave a sign of life within three heartbeats.
 
     Asked of the database rather than of the process: a process that lives but lost its database is no worker.
     """
+    # Imported here, since the API's image has not all that a worker needs.
+    from worker import registry
+
     settings = config.load()
-    name = settings.worker_name or socket.gethostname()
     age = func.extract("epoch", func.now() - func.max(tables.Worker.last_seen_at))
-    seen = select(age).where(tables.Worker.name.startswith(name, autoescape=True))
+    seen = select(age).where(tables.Worker.name == registry.name_of(settings))
     with session.engine(settings, pool_size=1).connect() as connection:
         seconds = connection.execute(seen).scalar()
     return seconds is not None and seconds < 3 * settings.heartbeat_seconds
