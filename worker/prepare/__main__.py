@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from core import options
 from core.errors import JobError
 from core.formats.check import Checker
 from core.formats.report import Format, Report
@@ -96,7 +97,7 @@ def run(folder: Path) -> int:
         message = "preparing this data takes more memory than is allowed"
         result = Result(error=TaskError(code="limit_exceeded", message=message, param="training_file"))
     # Whoever reads the result finds all of it or none.
-    (folder / "result.json.new").write_text(result.model_dump_json(exclude_none=True), "utf-8")
+    (folder / "result.json.new").write_text(result.model_dump_json(), "utf-8")
     os.replace(folder / "result.json.new", folder / "result.json")
     return EXIT_USER_ERROR if result.error is not None else 0
 
@@ -138,6 +139,10 @@ def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
     if template == "base":
         template = (spec.base / "chat_template.jinja").read_text("utf-8")
     (folder / "chat_template.jinja").write_text(template, "utf-8")
+    # The API has refused these already; a folder written by hand gets the same answer.
+    faults = options.unsupported(spec.options) + options.conflicts(spec.options, spec.hyperparameters)
+    if faults:
+        raise _refuse("invalid_value", faults[0].message, faults[0].path)
     given = spec.options.max_length
     if given != "auto" and given > spec.facts.context_length:
         message = f"ext.max_length: {given} is more than the model's context, {spec.facts.context_length}"

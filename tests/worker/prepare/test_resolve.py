@@ -1,0 +1,252 @@
+"""What every ``auto`` becomes, and what is said about odd values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.options import Hyperparameters, JobOptions
+from worker.folder import BaseSpec
+from worker.prepare import resolve
+from worker.prepare.folder import Facts
+
+
+def resolved(
+    facts: Facts,
+    examples: int = 240,
+    ext: Any = None,
+    hyperparameters: Any = None,
+    *,
+    prompt: int = 1000,
+    completion: int = 900,
+    validation: bool = False,
+    length: int = 64,
+    fast_bf16: bool = False,
+) -> resolve.Resolution:
+    return resolve.resolve(
+        JobOptions.model_validate(ext or {}),
+        Hyperparameters.model_validate(hyperparameters or {}),
+        resolve.Sizes(examples, 64, prompt, completion, validation),
+        facts,
+        length=length,
+        length_reason="the longest row",
+        form="chat",
+        seed=7,
+        fast_bf16=fast_bf16,
+    )
+
+
+def warnings(found: resolve.Resolution) -> list[str]:
+    return [note.message for note in found.notes if note.level == "warn"]
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "epochs", "steps"),
+    [
+        (10, 8, 30, 60),
+        (50, 8, 9, 63),
+        (100, 8, 5, 65),
+        (240, 8, 5, 150),
+        (499, 8, 5, 315),
+        (500, 8, 3, 189),
+        (2_000, 8, 2, 500),
+        (10_000, 16, 2, 1250),
+        (20_000, 32, 1, 625),
+        (1_000_000, 64, 1, 15625),
+    ],
+)
+def test_duration_by_the_number_of_examples(facts: Facts, examples: int, batch: int, epochs: int, steps: int) -> None:
+    found = resolved(facts, examples).resolved
+    assert (found.batch_size, found.epochs, found.total_steps) == (batch, epochs, steps)
+    assert found.hyperparameters.model_dump() == {
+        "n_epochs": epochs,
+        "batch_size": batch,
+        "learning_rate_multiplier": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ext", "hyperparameters", "epochs", "steps"),
+    [
+        ({}, {"n_epochs": 3}, 3, 90),
+        ({"epochs": 0.5}, {}, 0.5, 15),
+        ({"epochs": 0.1}, {}, 0.1, 3),
+        ({"epochs": 0.001}, {}, 0.001, 1),
+        ({"epochs": 2.51}, {}, 2.51, 76),
+        ({"max_steps": 45}, {}, 1.5, 45),
+        ({}, {"batch_size": 7, "n_epochs": 1}, 1, 35),
+    ],
+)
+def test_duration_as_asked(facts: Facts, ext: Any, hyperparameters: Any, epochs: float, steps: int) -> None:
+    found = resolved(facts, 240, ext, hyperparameters).resolved
+    assert (found.epochs, found.total_steps) == (epochs, steps)
+    # OpenAI's n_epochs is a whole number from 1.
+    assert found.hyperparameters.n_epochs >= max(1, epochs)
+
+
+@pytest.mark.parametrize(
+    ("model", "hidden", "batch", "steps", "rate"),
+    [
+        # The published values at batch 128: Qwen3-0.6B, Llama-1B, -8B, -70B.
+        ("qwen3", 1024, 128, 1000, 5.3e-4),
+        ("llama", 2048, 128, 1000, 4.9e-4),
+        ("llama", 4096, 128, 1000, 2.9e-4),
+        ("llama", 8192, 128, 1000, 1.7e-4),
+        ("gemma3_text", 640, 8, 150, 2.8e-4),
+        ("gemma3_text", 640, 8, 99, 4.1e-4),
+        ("gemma3_text", 640, 128, 99, 1e-3),
+        ("llama", 16384, 8, 1000, 5e-5),
+    ],
+)
+def test_the_learning_rate(model: str, hidden: int, batch: int, steps: int, rate: float) -> None:
+    assert resolve.learning_rate(model, hidden, batch, steps) == pytest.approx(rate, rel=0.02)
+
+
+def test_a_multiplier_and_a_rate_are_two_ways_to_say_it(facts: Facts) -> None:
+    automatic = resolved(facts).resolved.optim.learning_rate
+    twice = resolved(facts, hyperparameters={"learning_rate_multiplier": 2}).resolved
+    assert twice.optim.learning_rate == 2 * automatic
+    given = resolved(facts, ext={"optim": {"learning_rate": automatic / 2}}).resolved
+    assert given.hyperparameters.learning_rate_multiplier == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("rate", "warns"), [(1e-7, False), (9e-8, True), (1e-3, False), (2e-3, True)])
+def test_an_unusual_learning_rate_is_warned_about(facts: Facts, rate: float, warns: bool) -> None:
+    found = resolved(facts, ext={"optim": {"learning_rate": rate}})
+    assert found.resolved.optim.learning_rate == rate
+    assert any("learning_rate" in warning for warning in warnings(found)) is warns
+
+
+@pytest.mark.parametrize(
+    ("ext", "steps", "warmup"),
+    [
+        ({}, 1000, 50),
+        ({}, 10_000, 100),
+        ({}, 60, 5),
+        ({}, 8, 2),
+        ({}, 1, 0),
+        ({"warmup_ratio": 0.2}, 100, 20),
+        ({"warmup_ratio": 0}, 100, 0),
+        ({"warmup_steps": 3}, 100, 3),
+    ],
+)
+def test_the_warm_up(facts: Facts, ext: Any, steps: int, warmup: int) -> None:
+    found = resolved(facts, ext={"max_steps": steps, "optim": ext})
+    assert found.resolved.optim.warmup_steps == warmup
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_about(facts: Facts) -> None:
+    assert "warmup_steps 9" in warnings(resolved(facts, ext={"max_steps": 9, "optim": {"warmup_steps": 9}}))[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "weight"), [(100, 99, 0.1), (100, 100, 0.0), (0, 100, 0.0), (100, 1, 0.1)]
+)
+def test_prompt_loss_weight_auto(facts: Facts, prompt: int, completion: int, weight: float) -> None:
+    ext = {"prompt_loss_weight": "auto"}
+    assert resolved(facts, ext=ext, prompt=prompt, completion=completion).resolved.prompt_loss_weight == weight
+    assert resolved(facts, prompt=prompt, completion=completion).resolved.prompt_loss_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("ext", "given", "fast", "batch", "micro", "accumulation"),
+    [
+        ({}, "auto", False, 8, 1, 8),
+        ({}, "auto", True, 8, 8, 1),
+        ({}, 64, True, 64, 64, 1),
+        ({"micro_batch_size": 4}, 8, False, 8, 4, 2),
+        ({"micro_batch_size": 3}, 8, False, 8, 3, 3),
+        ({"micro_batch_size": 16}, "auto", False, 16, 16, 1),
+        ({"gradient_accumulation_steps": 4}, 8, False, 8, 2, 4),
+        ({"gradient_accumulation_steps": 3}, "auto", False, 9, 3, 3),
+    ],
+)
+def test_batches(facts: Facts, ext: Any, given: Any, fast: bool, batch: int, micro: int, accumulation: int) -> None:
+    found = resolved(facts, ext=ext, hyperparameters={"batch_size": given}, fast_bf16=fast).resolved
+    assert (found.batch_size, found.micro_batch_size) == (batch, micro)
+    assert found.gradient_accumulation_steps == accumulation
+
+
+def test_a_batch_larger_than_the_data_is_warned_about(facts: Facts) -> None:
+    assert "batch_size 64" in warnings(resolved(facts, 20, hyperparameters={"batch_size": 64}))[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "context", "longest", "length"),
+    [("auto", 512, 63, 63), ("auto", 512, 600, 512), ("auto", 512, 3, 8), (100, 512, 600, 100)],
+)
+def test_max_length(given: Any, context: int, longest: int, length: int) -> None:
+    assert resolve.max_length(JobOptions(max_length=given), context, longest)[0] == length
+
+
+@pytest.mark.parametrize(
+    ("given", "fast", "precision", "warns"),
+    [
+        ("auto", False, "fp32", False),
+        ("auto", True, "bf16", False),
+        ("fp32", True, "fp32", False),
+        ("bf16", False, "bf16", True),
+        ("bf16", True, "bf16", False),
+    ],
+)
+def test_precision(facts: Facts, given: str, fast: bool, precision: str, warns: bool) -> None:
+    found = resolved(facts, ext={"precision": given}, fast_bf16=fast)
+    assert found.resolved.precision == precision
+    assert bool(warnings(found)) is warns
+
+
+@pytest.mark.parametrize(
+    ("ext", "validation", "every", "told"),
+    [
+        ({}, False, None, None),
+        ({"eval": {"every": 10}}, False, None, None),
+        ({}, True, "epoch", None),
+        ({"epochs": 2}, True, 12, 12),
+        ({"eval": {"every": 10}}, True, 10, 10),
+        ({"epochs": 1, "eval": {"every": "epoch"}}, True, "epoch", None),
+    ],
+)
+def test_evaluation(facts: Facts, ext: Any, validation: bool, every: Any, told: int | None) -> None:
+    found = resolved(facts, ext=ext, validation=validation).resolved
+    assert found.eval.every == every
+    spec = resolve.train_spec(found, job_id="ftjob-1", base=BaseSpec(name="b", path=Path("b"), sha256="0"))
+    assert spec.eval_every == told
+
+
+def test_every_option_reaches_the_trainer(facts: Facts) -> None:
+    ext = {
+        "lora": {"rank": 4, "alpha": 6, "dropout": 0.1, "target_modules": ["q_proj"], "rslora": True, "dora": True},
+        "prompt_loss_weight": 0.3,
+        "optim": {
+            "learning_rate": 1e-4,
+            "schedule": "wsd",
+            "warmup_steps": 2,
+            "min_lr_ratio": 0.2,
+            "optimizer": "sgd",
+            "betas": [0.8, 0.9],
+            "eps": 1e-6,
+            "weight_decay": 0.05,
+            "max_grad_norm": 0.5,
+        },
+        "max_steps": 30,
+        "micro_batch_size": 2,
+        "precision": "bf16",
+        "gradient_checkpointing": True,
+        "eval": {"every": 5},
+    }
+    found = resolved(facts, ext=ext, hyperparameters={"batch_size": 4}, validation=True, length=48).resolved
+    base = BaseSpec(name="b", path=Path("b"), sha256="0")
+    spec = resolve.train_spec(found, job_id="ftjob-1", base=base, threads=2)
+    told = spec.model_dump(include=set(ext) - {"eval", "max_steps", "optim", "lora"})
+    assert told == {name: ext[name] for name in told}
+    assert spec.lora.model_dump() == ext["lora"]
+    assert {**spec.optim.model_dump(), "betas": list(spec.optim.betas)} == ext["optim"]
+    assert (spec.total_steps, spec.batch_size, spec.max_length, spec.eval_every) == (30, 4, 48, 5)
+    assert (spec.seed, spec.threads, spec.epochs) == (7, 2, 0.5)
+
+
+def test_each_auto_is_given_a_reason(facts: Facts) -> None:
+    ext = {"prompt_loss_weight": "auto", "epochs": "auto"}
+    found = resolved(facts, ext=ext, fast_bf16=True, validation=True)
+    named = {note.data["option"] for note in found.notes if note.level == "info"}
+    assert named >= {"max_length", "batch_size", "n_epochs", "learning_rate", "prompt_loss_weight", "precision"}
