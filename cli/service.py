@@ -54,7 +54,8 @@ def run(where: Path, port: int | None, plan: "Plan | None" = None) -> None:
         except Interrupted:
             raise Refused("stopped while starting", Exit.INTERRUPTED) from None
         try:
-            _print_exports(stack.connection.base_url, stack.connection.api_key)
+            if stack.serves:
+                _print_exports(stack.connection.base_url, stack.connection.api_key)
             stack.run()
         finally:
             stack.stop()

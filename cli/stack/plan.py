@@ -54,9 +54,9 @@ def whole() -> Plan:
         migrate=module("migrations", "upgrade"),
         services=(
             Service("api", module("api"), stage=0, patience=2.0),
-            Service("prepare", module("worker"), stage=1, env={"ATTUNE_WORKER_KINDS": "prepare"}, patience=3.5),
-            Service("train", module("worker"), stage=1, env={"ATTUNE_WORKER_KINDS": "train"}, patience=3.5),
-            Service("reconciler", module("worker.reconciler"), stage=2, patience=1.0),
+            Service("prepare", module("worker"), stage=1, env={"ATTUNE_WORKER_KINDS": "prepare"}, patience=4.5),
+            Service("train", module("worker"), stage=1, env={"ATTUNE_WORKER_KINDS": "train"}, patience=4.5),
+            Service("reconciler", module("worker.reconciler"), stage=1, patience=4.5),
         ),
         worker_kinds=frozenset({"prepare", "train"}),
     )

@@ -68,6 +68,11 @@ class Stack:
         self._deadline = 0.0
 
     @property
+    def serves(self) -> bool:
+        """Whether it is ready and has an API: not so with servers only."""
+        return self._connection is not None
+
+    @property
     def connection(self) -> Connection:
         if self._connection is None:
             raise StackError("the stack is not ready")
@@ -132,7 +137,9 @@ class Stack:
         self._connection = None
         self.home.connection_file.unlink(missing_ok=True)
         if self._supervisor is not None:
-            patience = {service.stage: service.patience for service in self._plan.services}
+            patience: dict[int, float] = {}
+            for service in self._plan.services:
+                patience[service.stage] = max(service.patience, patience.get(service.stage, 0.0))
             self._supervisor.stop({**patience, SERVER_STAGE: SERVER_PATIENCE})
             self._supervisor = None
         self.home.release()

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ def program(home: Home, name: str, code: str, **more: object) -> Program:
     return Program(name, [sys.executable, "-S", "-c", code], environment(), home.run, **more)  # type: ignore[arg-type]
 
 
+def says_up(log: Path) -> bool:
+    return log.read_text() == "up\n"
+
+
 def turn_until(supervisor: Supervisor, home: Home, event: str, count: int) -> None:
     def seen() -> bool:
         supervisor.turn()
@@ -54,10 +59,13 @@ def test_a_start_gives_up_on_a_process_that_keeps_dying_and_shows_its_log(home: 
     code = "import sys; print('the disk is full', flush=True); sys.exit(1)"
     supervisor.add(program(home, "doomed", code), stage=0)
 
-    with pytest.raises(StackError, match=rf"doomed ended {EARLY_DEATHS} times[^$]*the disk is full"):
+    def keep_trying() -> None:
         for _ in range(200):
             supervisor.turn_while_starting()
             time.sleep(0.05)
+
+    with pytest.raises(StackError, match=rf"doomed ended {EARLY_DEATHS} times[^$]*the disk is full"):
+        keep_trying()
 
 
 def test_stages_end_one_after_the_other_and_the_stubborn_are_killed(home: Home) -> None:
@@ -75,7 +83,7 @@ def test_stages_end_one_after_the_other_and_the_stubborn_are_killed(home: Home) 
     )
     supervisor.add(program(home, "stubborn", stubborn), stage=1)
     for name in ("a", "b", "c", "stubborn"):
-        eventually(lambda name=name: home.log(name).read_text() == "up\n", 10, f"{name} being up")
+        eventually(partial(says_up, home.log(name)), 10, f"{name} being up")
     began = time.monotonic()
     supervisor.stop({0: 2, 1: 0.5, 2: 2})
     assert time.monotonic() - began < 2
