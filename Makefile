@@ -30,11 +30,11 @@ up: venv ## Start the service on this machine and keep it running (Ctrl-C stops 
 test: venv ## Run the tests, whole stories and a short one on the real model included
 	@$(PY) -m pytest -m "not proof and not gpu" $(ARGS)
 
-check: venv ## Lint, formatting, types, walls between packages, deploy files
+check: venv ## Lint, formatting, types, walls between packages, deploy files, documents
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest -q tests/test_layers.py tests/deploy
+	@$(PY) -m pytest -q -m "not flow and not proof" tests/test_layers.py tests/deploy tests/test_documents.py
 
 proof: venv ## Run every test, however long
 	@$(PY) -m pytest -m "not gpu" $(ARGS)
