@@ -14,7 +14,8 @@ import orjson
 
 from core.formats.report import Code, Format
 
-MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_LINE_BYTES = 4 * 1024 * 1024
+"""About a million tokens: more than any model takes, and little enough to be held many times over."""
 MAX_DEPTH = 64
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

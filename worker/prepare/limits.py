@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 MIB = 1024 * 1024
-ROW_SECONDS = 5.0
-_MEMORY = 6 * 1024 * MIB
+ROW_SECONDS = 2.0
+_MEMORY = 3 * 1024 * MIB
 _SECONDS = 300
 _BYTES_PER_SECOND = 50_000
 """A file this slow to prepare is not data but an attack; real ones go a hundred times faster."""

@@ -25,7 +25,9 @@ from worker.prepare.folder import Counts, Facts, Named
 
 TrainOn = Literal["assistant", "last_assistant", "all"]
 LINES_KEPT = 100
-_BATCH = 256
+# Rows tokenised together: enough to keep every core busy, and never more text than memory is there for.
+_BATCH_ROWS = 256
+_BATCH_CHARACTERS = 2_000_000
 
 
 class RowFault(ValueError):
@@ -364,10 +366,12 @@ class Batcher:
     def __init__(self, encoder: Encoder, spool: Spool) -> None:
         self._encoder, self._spool = encoder, spool
         self._rows: list[tuple[int, Row]] = []
+        self._characters = 0
 
     def add(self, line: int, row: Row) -> None:
         self._rows.append((line, row))
-        if len(self._rows) == _BATCH:
+        self._characters += _characters(row)
+        if len(self._rows) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
             self.flush()
 
     def flush(self) -> None:
@@ -375,4 +379,16 @@ class Batcher:
             return
         for (line, _), tokens in zip(self._rows, self._encoder.encode(self._rows), strict=True):
             self._spool.add(line, tokens)
-        self._rows = []
+        self._rows, self._characters = [], 0
+
+
+def _characters(row: Row) -> int:
+    match row:
+        case Chat():
+            return sum(len(message["content"]) for message in row.messages)
+        case Completion():
+            return len(row.prompt) + len(row.completion)
+        case Text():
+            return len(row.text)
+        case Preference():
+            return 0
