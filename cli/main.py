@@ -41,6 +41,6 @@ def attune(
     pass
 
 
-def main() -> None:
-    """The console script."""
-    sys.exit(exits.run(lambda: app(standalone_mode=True)))
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: runs the command line and exits with its status."""
+    sys.exit(exits.run(lambda: app(arguments)))

@@ -35,7 +35,7 @@ class View:
             phase=ext.get("phase") or job["status"],
             step=progress.get("step") or 0,
             total=progress.get("total_steps"),
-            loss=loss,
+            loss=progress.get("train_loss", loss),
             tokens_per_second=progress.get("tokens_per_second"),
             seconds_left=progress.get("seconds_remaining"),
         )
