@@ -61,6 +61,26 @@ def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Parsed[Body]]]
     return read
 
 
+def with_ext_header(model: type[Body]) -> Callable[[Request], Awaitable[Parsed[Body]]]:
+    """The same; a client that can't send keys of ours in the body may send ``ext`` in the header X-Attune-Ext."""
+    plain = json_body(model)
+
+    async def read(request: Request) -> Parsed[Body]:
+        parsed = await plain(request)
+        header = request.headers.get("x-attune-ext")
+        if header is None:
+            return parsed
+        if "ext" in parsed.json:
+            raise BadRequest("ext: given in the body and in the header X-Attune-Ext; use one of them.", param="ext")
+        try:
+            ext = orjson.loads(header)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"X-Attune-Ext is not valid JSON: {error}.", param="ext", code="invalid_json") from None
+        return parse(model, orjson.dumps(parsed.json | {"ext": ext}))
+
+    return read
+
+
 def parse(model: type[Body], raw: bytes) -> Parsed[Body]:
     if not raw.strip():
         raise BadRequest("The request body is empty; it must be a JSON object.", code="invalid_json")

@@ -4,7 +4,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -46,6 +46,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AttuneError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DataError, _unstorable)
     for gone in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(gone, _database_away)
 
@@ -98,9 +99,11 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     return envelope(error.status_code, message, code=code, headers=dict(error.headers or {}))
 
 
+def _unstorable(request: Request, error: Exception) -> JSONResponse:
+    return envelope(400, "A value in the request can't be stored.", code="invalid_value")
+
+
 def _database_away(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, DBAPIError) and error.orig is not None and (error.orig.sqlstate or "").startswith("22"):  # type: ignore[attr-defined]  # psycopg's errors have it
-        return envelope(400, "A value in the request can't be stored.", code="invalid_value")
     log.warning("database.away", error=type(error).__name__)
     return envelope(503, "The database is away; try again shortly.", code="unavailable", headers={"retry-after": "2"})
 

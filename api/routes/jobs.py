@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from api.deps import AfterQuery, Parsed, PartsDep, SessionDep, TenantDep, body_schema, json_body
+from api.deps import AfterQuery, Parsed, PartsDep, SessionDep, TenantDep, body_schema, with_ext_header
 from core.db.session import transaction
 from core.schemas import checkpoints as checkpoint_shape
 from core.schemas import events as event_shape
@@ -25,7 +25,7 @@ def create(
     request: Request,
     tenant: TenantDep,
     parts: PartsDep,
-    body: Annotated[Parsed[JobCreate], Depends(json_body(JobCreate))],
+    body: Annotated[Parsed[JobCreate], Depends(with_ext_header(JobCreate))],
 ) -> FineTuningJob:
     """Create a job. Everything that can be known to be wrong is a 400 now, with the field's full path in ``param``."""
     once = Once(

@@ -66,7 +66,9 @@ def usable(session: Session, name: str) -> BaseModel:
         )
     if row.status != "ready":
         why = (row.error or {}).get("message") or "it is being registered; try again when it is ready"
-        raise BadRequest(f"model: {name!r} can't be used: {why.rstrip('.')}.", param="model", code="model_not_available")
+        raise BadRequest(
+            f"model: {name!r} can't be used: {why.rstrip('.')}.", param="model", code="model_not_available"
+        )
     return row
 
 

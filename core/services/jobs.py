@@ -255,9 +255,9 @@ def get(session: Session, tenant: Tenant, id: str) -> Job:
 def wire(session: Session, tenant: Tenant, rows: list[Job]) -> list[FineTuningJob]:
     """The rows as OpenAI's wire has them, with two more queries for all of them together."""
     bases = dict(
-        session.execute(select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_({r.base_model_id for r in rows})))
-        .tuples()
-        .all()
+        session.execute(
+            select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_({r.base_model_id for r in rows}))
+        ).all()
     )
     attempts: dict[str, list[Attempt]] = {}
     for attempt in session.scalars(

@@ -26,9 +26,7 @@ def list_all(session: Session, tenant: Tenant) -> list[Model]:
             select(Job.id, Job.result_files).where(
                 Job.project_id == tenant.project_id, Job.fine_tuned_model.is_not(None)
             )
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     for row in session.scalars(tuned):
         base = names.get(row.base_model_id) or base_models.by_id(session, row.base_model_id).name
