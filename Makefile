@@ -21,8 +21,9 @@ help: ## List these targets
 venv: ## Install into .venv from requirements.lock (the other targets do this by themselves)
 	@scripts/venv $(VENV) $(PIP_ARGS)
 
-demo: venv ## Start the service, tune a real model through its API, show what it learned
-	@$(PY) examples/triage/demo.py $(ARGS)
+demo: ## Start the service, tune a real model through its API, show what it learned
+	@began=$$(date +%s); scripts/venv $(VENV) $(PIP_ARGS) || exit; \
+		exec $(PY) examples/triage/demo.py --setup-seconds $$(($$(date +%s) - began)) $(ARGS)
 
 up: venv ## Start the service on this machine and keep it running (Ctrl-C stops it)
 	@$(VENV)/bin/attune up $(ARGS)

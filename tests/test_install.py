@@ -22,13 +22,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Built from a copy of what git knows: setuptools leaves build/ and egg-info beside what it builds, and a stale
     # build/ would put files into the wheel that the tree no longer has.
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", *PACKAGES],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    for name in ("pyproject.toml", "README.md", "LICENSE", *filter(None, listed.stdout.split("\0"))):
+    for name in filter(lambda name: name and (ROOT / name).is_file(), listed.stdout.split("\0")):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
