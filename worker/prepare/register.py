@@ -190,7 +190,7 @@ def _normalise(folder: Path) -> str | None:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer.chat_template = None
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # noqa: BLE001  # a malformed tokenizer fails anywhere in two libraries, as anything
+    except Exception as error:  # a malformed tokenizer fails anywhere in two libraries, as anything
         message = f"the model's tokenizer can't be read: {type(error).__name__}: {str(error)[:300]}"
         raise JobError(message, code="invalid_model", param="source") from error
     if not (folder / "tokenizer.json").is_file():

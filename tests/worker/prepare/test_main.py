@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,23 +142,19 @@ def test_a_given_template_is_used_and_ships(job: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "code"),
+    ("template", "code", "what"),
     [
-        ("{% for %}", "invalid_chat_template"),
-        ("{{ raise_exception('no') }}", "invalid_training_file"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "limit_exceeded"),
-        (
-            "{% set n = namespace(x='a' * 1000000) %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "limit_exceeded",
-        ),
+        ("{% for %}", "invalid_chat_template", "line 1"),
+        ("{{ raise_exception('no') }}", "invalid_training_file", "line 1: .*no"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "limit_exceeded", "seconds"),
+        ("{{ 'a' * 4000000000 }}", "limit_exceeded", "memory"),
     ],
     ids=["syntax", "refusal", "endless", "huge"],
 )
-def test_a_hostile_template_is_stopped(job: Callable[..., Path], template: str, code: str) -> None:
-    started = time.monotonic()
+def test_a_hostile_template_is_stopped(job: Callable[..., Path], template: str, code: str, what: str) -> None:
     error = refused(job(rows(12), options={"chat_template": template}))
     assert error.code == code
-    assert time.monotonic() - started < 30
+    assert re.search(what, error.message)
 
 
 def test_a_file_is_checked(tmp_path: Path) -> None:
