@@ -167,6 +167,11 @@ def test_batches(facts: Facts, ext: Any, given: Any, fast: bool, batch: int, mic
     assert found.gradient_accumulation_steps == accumulation
 
 
+def test_binary_fractions_do_not_add_a_step(facts: Facts) -> None:
+    # 2.2 × 25 is a little more than 55 in floating point.
+    assert resolved(facts, 200, {"epochs": 2.2}).resolved.total_steps == 55
+
+
 def test_a_batch_larger_than_the_data_is_warned_about(facts: Facts) -> None:
     assert "batch_size 64" in warnings(resolved(facts, 20, hyperparameters={"batch_size": 64}))[0]
 
