@@ -62,13 +62,15 @@ class Answerer:
 
         # Any: transformers and peft leave most of what is called here without types.
         self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer or folder, padding_side="left")
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        self.model.eval()  # type: ignore[no-untyped-call]  # so it is in transformers
 
     def adapt(self, folder: Path) -> None:
         """From here on answers the tuned model: the base with the adapter of that folder on it."""
         from peft import PeftModel
 
-        self.model = PeftModel.from_pretrained(self.model, str(folder)).eval()
+        self.model = PeftModel.from_pretrained(self.model, str(folder))
+        self.model.eval()
 
     def chat(self, rows: list[Example], done: Callable[[int], None] = lambda rows: None) -> list[str]:
         """The message alone, as the training rows have it."""
@@ -78,7 +80,9 @@ class Answerer:
             )
             for row in rows
         ]
-        ends = [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+        # Gemma ends a turn with a mark of its own; where that is no single token, the model is of another family.
+        mark = self._ids("<end_of_turn>")
+        ends = [self.tokenizer.eos_token_id, *(mark if len(mark) == 1 else [])]
         return self._answer("", prompts, ends, done)
 
     def few_shot(self, rows: list[Example], shared: str, done: Callable[[int], None] = lambda rows: None) -> list[str]:
@@ -139,7 +143,10 @@ def main() -> None:
     rows = examples(HERE / "held_out.jsonl")
     answerer = Answerer(options.base, options.adapter)
     shared = few_shot(examples(HERE / "train.jsonl"))
-    ways = {"base": lambda: answerer.chat(rows), "base few-shot": lambda: answerer.few_shot(rows, shared)}
+    ways: dict[str, Callable[[], list[str]]] = {
+        "base": lambda: answerer.chat(rows),
+        "base few-shot": lambda: answerer.few_shot(rows, shared),
+    }
     if options.adapter:
         ways["tuned"] = lambda: answerer.chat(rows)
     for name, way in ways.items():

@@ -32,7 +32,8 @@ def curve(values: Sequence[float]) -> str:
     for row in reversed(range(HEIGHT)):
         label = {HEIGHT - 1: f"{math.exp(high):7.3f}", 0: f"{math.exp(low):7.3f}"}.get(row, " " * 7)
         lines.append(f"{label} │" + "".join(EIGHTHS[min(8, max(0, height - row * 8))] for height in heights))
-    axis = f"step 1{len(values):>{max(1, len(means) - 6)}}"
+    last = str(len(values))
+    axis = "step 1" + last.rjust(len(means) - 6) if len(means) > 6 + len(last) else f"steps 1 to {last}"
     return "\n".join([*lines, " " * 8 + "└" + "─" * len(means), " " * 9 + axis])
 
 
