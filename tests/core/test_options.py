@@ -117,7 +117,7 @@ BAD = [
     ("adapter", ["Lora", 1, None]),
     ("lora", [None, 3, []]),
     ("lora.rank", [0, 513, "16", 1.5, True, None]),
-    ("lora.alpha", [0, -1, "a"]),
+    ("lora.alpha", [0, -1, "a", float("inf"), float("nan")]),
     ("lora.dropout", [-0.1, 1]),
     ("lora.target_modules", [[], "all", [1], ["q proj"], 3]),
     ("lora.rslora", [1, "true"]),
