@@ -134,6 +134,6 @@ class Manifest(_Strict):
 EXIT_USER_ERROR = 3
 """After an ``error`` event: another try would end the same way."""
 EXIT_DRAINED = 4
-"""SIGTERM was heard: a checkpoint holds the last whole step, and the job can go on elsewhere from there."""
+"""SIGTERM was heard: a checkpoint holds the last whole step (none before the first), and the job can go on from it."""
 EXIT_CHECKPOINT_REFUSED = 5
 """``resume`` is damaged or of another run (a ``message`` event says which): start from the checkpoint before it."""

@@ -75,7 +75,7 @@ class Run:
                     checkpoint.set_random_state(model, rng)
                     self._hand_back()
                 told += supervised.backward(model, micro_batch, weight)
-            gradients = [p.grad for p in model.trainable.values() if p.grad is not None]
+            gradients = self._gradients()
             self.ranks.sum_([told, *gradients])
 
             grad_norm = _clip(gradients, spec.optim.max_grad_norm)
@@ -116,6 +116,13 @@ class Run:
             )
             self._settle()
         return progress
+
+    def _gradients(self) -> list[Tensor]:
+        if self.ranks.size > 1:
+            for p in self.model.trainable.values():
+                # A rank without a row in a small last batch has none; the sum over the ranks needs one from each.
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        return [p.grad for p in self.model.trainable.values() if p.grad is not None]
 
     @property
     def _epoch(self) -> float:
