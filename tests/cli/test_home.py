@@ -42,7 +42,7 @@ import subprocess, sys
 from pathlib import Path
 from cli.stack.home import Home
 Home(Path(sys.argv[1])).acquire()
-print(subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)
+print(subprocess.Popen(["sleep", "30"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False).pid)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "home")],
