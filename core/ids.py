@@ -80,3 +80,8 @@ def _checksum(body: str) -> str:
         value, digit = divmod(value, 62)
         digits += _BASE62[digit]
     return digits
+
+
+if __name__ == "__main__":
+    # For operators who must give the first admin key before there is a service to make it.
+    print(secret_key())

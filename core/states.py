@@ -80,6 +80,23 @@ def check_move(old: Status, new: Status, phase: Phase) -> None:
         raise ValueError(f"{phase} is not a phase of {new}")
 
 
+class Wish(StrEnum):
+    """What an owner of a job is asked to do; the next heartbeat tells it. Cancelling outdoes the others."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    STOP_NOW = "stop_now"
+    STOP_AT_CHECKPOINT = "stop_at_checkpoint"
+    STOP_AT_EPOCH = "stop_at_epoch"
+
+
+class UploadStatus(StrEnum):
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
 class FileStatus(StrEnum):
     UPLOADED = "uploaded"
     PROCESSED = "processed"
@@ -98,3 +115,4 @@ class ItemStatus(StrEnum):
 class ItemKind(StrEnum):
     CHECK_FILE = "check_file"
     REGISTER_MODEL = "register_model"
+    JOIN_UPLOAD = "join_upload"

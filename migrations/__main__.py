@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 
-from core import config, wiring
+from core import config, ids, wiring
 from core.config import Settings
 from core.db.session import engine, sessions, transaction
 from core.services import keys, tenants
@@ -44,6 +44,11 @@ def prepare(settings: Settings, bound: Engine) -> None:
     with transaction(sessions(bound)) as session:
         project = tenants.default(session, settings.organization)
         if settings.bootstrap_admin_key:
+            if not ids.looks_like_key(settings.bootstrap_admin_key):
+                # It would be stored and then never be accepted: better to say so now than to wonder later.
+                raise SystemExit(
+                    "ATTUNE_BOOTSTRAP_ADMIN_KEY is not a key of this service: make one with python -m core.ids"
+                )
             keys.ensure_admin(session, project.id, settings.bootstrap_admin_key)
     S3Store(settings).create_bucket()
 

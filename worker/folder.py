@@ -7,6 +7,8 @@ object store or credential, so anybody can run a folder again by hand, and other
     DIR/spec.json              TrainSpec
     DIR/train.safetensors      rows as tokens, see below
     DIR/valid.safetensors      the same, when there is a validation file
+    DIR/chat_template.jinja    optional: the template the rows were rendered with, when it is not the base's own
+    DIR/stop                   optional, written while it runs: now | checkpoint | epoch, where the run is to end well
     DIR/events.jsonl           one event a line, appended and flushed
     DIR/checkpoints/step-N/    adapter files, state.safetensors, state.json, manifest.json (written last)
     DIR/artifact/              adapter_model.safetensors, adapter_config.json, tokenizer files,
@@ -108,7 +110,8 @@ class Event(BaseModel):
     eval        step, valid_loss, valid_completion_loss, valid_accuracy, tokens, seconds
     checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
     message     level: info | warn | error, message, data
-    done        artifact (relative path), steps, tokens, trained_tokens, metrics
+    done        artifact (relative path), steps, tokens, trained_tokens, metrics, stop_reason (None: all steps were
+                done; else a phase of a succeeded job, ``stopped_by_user`` say)
     error       code, message, param: a fault the user can act on; the child then exits with status 3
     """
 
@@ -130,6 +133,8 @@ class Manifest(_Strict):
     version: Literal[1] = 1
     files: list[FileEntry]
 
+
+STOP = "stop"
 
 EXIT_USER_ERROR = 3
 """After an ``error`` event: another try would end the same way."""

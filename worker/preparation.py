@@ -16,7 +16,7 @@ from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
 from core.services import base_models, files, jobs, runs, sweeps
-from core.states import FileStatus, ItemKind, ItemStatus
+from core.states import FileStatus, ItemKind, ItemStatus, Wish
 from core.storage import store as layout
 from core.wiring import Parts
 from worker import stage
@@ -86,7 +86,7 @@ def finish_job(parts: Parts, claim: Claim, folder: Path, status: int, last_words
             parts.store.put_file(key, path)
             kept[name] = {"key": key, "sha256": file_sha256(path)}
     with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, job):
-        if job.cancel_requested:
+        if job.wish == Wish.CANCEL:
             runs.cancelled(session, job)
             return
         base = session.get_one(BaseModel, job.base_model_id)
@@ -215,7 +215,7 @@ def hand_back_item(row: WorkItem) -> None:
 def fail(session: Session, row: Job | WorkItem, code: str, message: str, param: str | None) -> None:
     if isinstance(row, WorkItem):
         sweeps.item_failed(session, row, code, message, param)
-    elif row.cancel_requested:
+    elif row.wish == Wish.CANCEL:
         runs.cancelled(session, row)
     else:
         runs.failed(session, row, code, message, param)

@@ -22,12 +22,12 @@ from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
 from core.services import checkpoints, runs
-from core.states import Phase, Status
+from core.states import Phase, Status, Wish
 from core.storage import store as layout
 from core.wiring import Parts
 from worker import preparation, publish, stage
 from worker.cache import ModelCache
-from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED
+from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, STOP
 from worker.lease import Lease
 from worker.reporter import Reporter
 from worker.slot import Child, Slot
@@ -35,6 +35,7 @@ from worker.slot import Child, Slot
 log = structlog.get_logger()
 
 _TICK = 0.2
+_STOPS = {Wish.STOP_NOW: "now", Wish.STOP_AT_CHECKPOINT: "checkpoint", Wish.STOP_AT_EPOCH: "epoch"}
 
 
 class Runner:
@@ -115,9 +116,11 @@ class Runner:
                 child = self.slot.take(base)
                 spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
                 reporter = Reporter(self.parts.sessions, self.parts.store, claim, folder, spec.total_steps)
+                if job.wish in _STOPS:
+                    (folder / STOP).write_text(_STOPS[Wish(job.wish)])
                 if not lease.lost.is_set():
                     child.start(folder)
-                status = self._watch(child, lease, reporter)
+                status = self._watch(child, folder, lease, reporter)
                 self._keep_log(claim, child)
                 self._finish_training(claim, folder, lease, reporter, status, resume)
 
@@ -138,12 +141,14 @@ class Runner:
             runs.resume_at(session, row, step)
         return path, resume
 
-    def _watch(self, child: Child, lease: Lease, reporter: Reporter) -> int:
+    def _watch(self, child: Child, folder: Path, lease: Lease, reporter: Reporter) -> int:
         """Until the child has ended: report what it says, pass on what is asked of it. Returns its exit status."""
         grace: float | None = None
         while (status := child.wait(_TICK)) is None:
             reporter.pump()
-            if self.draining.is_set() and grace is None:
+            if lease.wish in _STOPS and not (folder / STOP).exists():
+                (folder / STOP).write_text(_STOPS[lease.wish])
+            if (self.draining.is_set() or lease.wish == Wish.PAUSE) and grace is None:
                 grace = self.parts.settings.stop_grace_seconds
                 child.ask_to_stop()
             elif grace is not None:
@@ -159,7 +164,7 @@ class Runner:
     ) -> None:
         if lease.lost.is_set():
             raise LostAuthority(f"{claim.id}: the lease ended")
-        if lease.cancelled.is_set():
+        if lease.cancelled:
             with self._job(claim) as (session, job):
                 runs.cancelled(session, job)
         elif reporter.error is not None:
@@ -167,9 +172,9 @@ class Runner:
             raise JobError(error["message"], code=error["code"], param=error.get("param"))
         elif status == 0 and reporter.done is not None:
             self._publish(claim, folder, reporter.done)
-        elif status == EXIT_DRAINED or self.draining.is_set():
+        elif status == EXIT_DRAINED or self.draining.is_set() or lease.wish == Wish.PAUSE:
             with self._job(claim) as (session, job):
-                runs.handed_back(session, job, "it was drained")
+                runs.handed_back(session, job, "paused" if lease.wish == Wish.PAUSE else "it was drained")
             log.info("job.handed_back", job_id=claim.id)
         elif status == EXIT_CHECKPOINT_REFUSED and resume is not None:
             with self._job(claim) as (session, job):
@@ -197,7 +202,7 @@ class Runner:
         csv = {"filename": "step_metrics.csv", "key": key, "bytes": len(table), "sha256": publish.sha256(table)}
         results = publish.results(manifest, sha256, (artifact / publish.MANIFEST).stat().st_size, prefix)
         with self._job(claim) as (session, job):
-            if job.cancel_requested:
+            if job.wish == Wish.CANCEL:
                 # Cancelling wins every race: a job that was asked to stop never succeeds.
                 runs.cancelled(session, job)
             else:
@@ -213,7 +218,7 @@ class Runner:
                 if not preparation.stage_job(self.parts, self.cache, job, claim, folder):
                     return
                 status = self._run_child(child, folder, lease, None)
-                if lease.cancelled.is_set():
+                if lease.cancelled:
                     with self._job(claim) as (session, row):
                         runs.cancelled(session, row)
                 elif status is None:

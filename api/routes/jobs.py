@@ -3,17 +3,20 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy.orm import Session
 
-from api.deps import AfterQuery, Parsed, PartsDep, SessionDep, TenantDep, body_schema, with_ext_header
+from api.deps import AfterQuery, Parsed, PartsDep, SessionDep, TenantDep, body_schema, json_body, with_ext_header
 from core.db.session import transaction
+from core.db.tables import Job
+from core.db.tenancy import Tenant
 from core.schemas import checkpoints as checkpoint_shape
 from core.schemas import events as event_shape
 from core.schemas.checkpoints import JobCheckpoint
 from core.schemas.events import JobEvent
-from core.schemas.jobs import FineTuningJob, JobCreate
+from core.schemas.jobs import FineTuningJob, JobCreate, StopRequest
 from core.schemas.pages import EndedPage, Page
-from core.services import checkpoints, events, jobs, runs
-from core.services.jobs import Once
+from core.services import checkpoints, events, idempotency, jobs, runs, steering
+from core.services.idempotency import Once
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -29,7 +32,7 @@ def create(
 ) -> FineTuningJob:
     """Create a job. Everything that can be known to be wrong is a 400 now, with the field's full path in ``param``."""
     once = Once(
-        body=jobs.canonical(body.json),
+        body=idempotency.canonical(body.json),
         key=request.headers.get("idempotency-key"),
         is_retry=request.headers.get("x-stainless-retry-count", "0") not in ("0", ""),
     )
@@ -71,7 +74,40 @@ def get(job_id: str, session: SessionDep, tenant: TenantDep) -> FineTuningJob:
 
 @router.post("/{job_id}/cancel")
 def cancel(job_id: str, session: SessionDep, tenant: TenantDep) -> FineTuningJob:
-    job = jobs.cancel(session, tenant, job_id)
+    """At once when it waits; a running job's worker is told by its next heartbeat. Wins over everything else."""
+    return _changed(session, tenant, steering.cancel(session, tenant, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause(job_id: str, session: SessionDep, tenant: TenantDep) -> FineTuningJob:
+    """A running job saves where it is and frees its worker. ``ext.phase`` says ``pausing``, then ``paused``."""
+    return _changed(session, tenant, steering.pause(session, tenant, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume(job_id: str, tenant: TenantDep, parts: PartsDep) -> FineTuningJob:
+    """Back into the queue; it goes on at the step after the one it was paused at."""
+    with transaction(parts.sessions) as session:
+        answer = _changed(session, tenant, steering.resume(session, tenant, job_id))
+    parts.doorbell.ring("train")
+    return answer
+
+
+@router.post("/{job_id}/stop", openapi_extra=body_schema(StopRequest))
+def stop(
+    job_id: str,
+    tenant: TenantDep,
+    parts: PartsDep,
+    body: Annotated[Parsed[StopRequest], Depends(json_body(StopRequest))],
+) -> FineTuningJob:
+    """End early and well: the job succeeds with a model of what it has learned."""
+    with transaction(parts.sessions) as session:
+        answer = _changed(session, tenant, steering.stop(session, tenant, job_id, body.model.at))
+    parts.doorbell.ring("train")
+    return answer
+
+
+def _changed(session: Session, tenant: Tenant, job: Job) -> FineTuningJob:
     session.flush()
     session.refresh(job)
     return jobs.wire(session, tenant, [job])[0]

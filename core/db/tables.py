@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from core.states import FileStatus, ItemKind, ItemStatus, Phase, Status
+from core.states import FileStatus, ItemKind, ItemStatus, Phase, Status, UploadStatus, Wish
 
 Json = dict[str, Any]  # Any: JSON columns hold documents whose shapes core/schemas and core/options define.
 
@@ -70,7 +70,8 @@ class Leased:
     """Not to be claimed before: back-off after a loss."""
     losses: Mapped[int] = mapped_column(Integer, server_default="0")
     """Infrastructure losses since the last new checkpoint; ``max_attempts`` of them end the row."""
-    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    wish: Mapped[str | None]
+    """What its owner is asked to do (``core/states.Wish``); NULL: go on."""
 
 
 class Organization(Table):
@@ -160,6 +161,7 @@ class Job(Leased, Table):
     __table_args__ = (
         _one_of("status", Status),
         _one_of("phase", Phase),
+        _one_of("wish", Wish),
         Index(None, "project_id", "created_at", "id"),
         Index(
             "ix_jobs_claim",
@@ -210,6 +212,8 @@ class Job(Leased, Table):
     trained_tokens: Mapped[int | None]
     event_count: Mapped[int] = mapped_column(server_default="0")
     """Number of the newest event. Numbers are given under this row's lock, so they have no gaps."""
+    stop_reason: Mapped[str | None]
+    """Why it ended before its last step, where it did."""
     last_event_step: Mapped[int] = mapped_column(server_default="0")
     """Steps up to here have their metrics event; a resumed attempt repeats steps but not events."""
     deleted_at: Mapped[datetime | None]
@@ -298,6 +302,94 @@ class TunedModel(Table):
     manifest: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deleted_at: Mapped[datetime | None]
+
+
+class Permission(Table):
+    """A checkpoint that another project of the organisation may use."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (
+        UniqueConstraint("checkpoint", "granted_project_id"),
+        Index(None, "project_id", "checkpoint", "created_at", "id"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    """Whose checkpoint it is."""
+    checkpoint: Mapped[str]
+    """The name of the checkpoint's model, ``ft:…:ckpt-step-<n>``."""
+    granted_project_id: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Upload(Table):
+    """A file that comes in parts of its own; completing it fixes their order, and a prepare item joins them."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (_one_of("status", UploadStatus), Index(None, "project_id", "created_at", "id"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    bytes: Mapped[int]
+    filename: Mapped[str]
+    mime_type: Mapped[str]
+    purpose: Mapped[str]
+    file_expires_after: Mapped[int | None]
+    status: Mapped[str] = mapped_column(server_default=UploadStatus.PENDING)
+    part_ids: Mapped[list[str] | None]
+    """The order given at completion."""
+    md5: Mapped[str | None]
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+
+
+class UploadPart(Table):
+    __tablename__ = "upload_parts"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
+    bytes: Mapped[int]
+    storage_key: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WebhookEndpoint(Table):
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index(None, "project_id", "created_at", "id"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    url: Mapped[str]
+    event_types: Mapped[list[str]]
+    secret: Mapped[str]
+    """``whsec_…``. Kept readable, since signing needs it; shown to users once."""
+    previous_secret: Mapped[str | None]
+    previous_secret_until: Mapped[datetime | None]
+    """After a rotation both secrets sign until then."""
+    disabled_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+
+class WebhookDelivery(Table):
+    """The outbox: a row for each event and endpoint, written in the event's own transaction."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index(
+            "ix_webhook_deliveries_due",
+            "available_at",
+            postgresql_where=text("delivered_at IS NULL AND failed_at IS NULL"),
+        ),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """The same at every retry: the header ``webhook-id``."""
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"), index=True)
+    body: Mapped[Json]
+    attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    available_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    delivered_at: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    last_answer: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class WorkItem(Leased, Table):

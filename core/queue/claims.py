@@ -8,13 +8,14 @@ generation is refused.
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import Select, or_, select, update
 from sqlalchemy.orm import Session
 
 from core import clock
 from core.config import Settings
 from core.db.tables import Job, WorkItem
-from core.states import ItemStatus, Status
+from core.errors import LostAuthority
+from core.states import ItemStatus, Phase, Status, Wish
 
 Row = TypeVar("Row", Job, WorkItem)
 
@@ -36,7 +37,8 @@ def next_job(session: Session, status: Status, worker_id: str, settings: Setting
             Job.status == status,
             Job.lease_until.is_(None),
             Job.available_at <= clock.now(),
-            Job.cancel_requested.is_(False),
+            or_(Job.wish.is_(None), Job.wish != Wish.CANCEL),
+            Job.phase != Phase.PAUSED,
         )
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
     )
@@ -71,9 +73,9 @@ def _claim(session: Session, waiting: Select[Row], worker_id: str, settings: Set
     return row
 
 
-def heartbeat(session: Session, claim: Claim, settings: Settings) -> bool | None:
-    """Move the lease on. True: cancellation is asked for. None: the row is no longer ours."""
-    return session.scalar(
+def heartbeat(session: Session, claim: Claim, settings: Settings) -> Wish | None:
+    """Move the lease on; returns what its owner is asked to do. Raises LostAuthority when the row is no longer ours."""
+    row = session.execute(
         update(claim.table)
         .where(
             claim.table.id == claim.id,
@@ -81,9 +83,12 @@ def heartbeat(session: Session, claim: Claim, settings: Settings) -> bool | None
             claim.table.lease_until.is_not(None),
         )
         .values(lease_until=clock.in_seconds(settings.lease_seconds))
-        .returning(claim.table.cancel_requested)
+        .returning(claim.table.wish)
         .execution_options(synchronize_session=False)
-    )
+    ).one_or_none()
+    if row is None:
+        raise LostAuthority(f"{claim.id} is no longer owned at generation {claim.generation}")
+    return None if row.wish is None else Wish(row.wish)
 
 
 def release(row: Job | WorkItem) -> None:

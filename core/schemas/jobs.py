@@ -52,6 +52,12 @@ class JobCreate(_Body):
     ext: Json | None = None
 
 
+class StopRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    at: Literal["now", "checkpoint", "epoch"] = "now"
+
+
 class JobFault(BaseModel):
     code: str
     message: str
@@ -97,6 +103,7 @@ class JobExt(BaseModel):
     resolved: Json | None
     data: Json | None
     attempts: list[AttemptOut]
+    stop_reason: str | None
     usage: UsageOut
     base_model: str
     options: Json
@@ -158,6 +165,7 @@ def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt])
             resolved=job.resolved,
             data=job.data,
             attempts=[_attempt(row) for row in attempts],
+            stop_reason=job.stop_reason,
             usage=UsageOut(
                 tokens=sum(row.tokens for row in attempts),
                 steps=sum(row.steps for row in attempts),

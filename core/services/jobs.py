@@ -1,47 +1,35 @@
-"""Fine-tuning jobs as their owner sees them: create, list, get, cancel. What workers do to them is in ``runs``."""
+"""Fine-tuning jobs as their owner sees them: create, list, get, change, remove.
 
-import hashlib
-import json
+Asking a running job to do something is in ``steering``; what workers do to jobs is in ``runs``.
+"""
+
 import secrets
-from dataclasses import dataclass
-from datetime import timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core import clock, ids, options
+from core import ids, options
 from core.config import Settings
 from core.db import tenancy
-from core.db.tables import Attempt, BaseModel, File, IdempotencyKey, Job
+from core.db.tables import Attempt, BaseModel, File, Job
 from core.db.tenancy import Tenant
-from core.errors import BadRequest, Conflict, KeyReused
+from core.errors import BadRequest
 from core.formats.report import FAULTS_KEPT
 from core.options import Hyperparameters, JobOptions, OptionsError
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate
-from core.services import base_models, events, pages
-from core.states import TERMINAL, FileStatus, Phase, Status, check_move
+from core.services import base_models, events, idempotency, pages
+from core.services.idempotency import Once
+from core.states import FileStatus, Phase, Status
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 # Formats of rows that a method can learn from.
 FITS = {"supervised": ("chat", "completion", "text")}
 
-_KEY_LIVES = timedelta(hours=24)
-_RETRY_WINDOW = timedelta(minutes=10)
-
-
-@dataclass(frozen=True, slots=True)
-class Once:
-    """What makes a repeated create recognisable: a key of the client's, or the SDK's word that it is a retry."""
-
-    body: bytes
-    key: str | None = None
-    is_retry: bool = False
-
 
 def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settings, once: Once) -> Job:
     """A new job with its first events, or the one that this same request made before: all in one transaction."""
-    first = _first_of(session, tenant, once)
+    first = idempotency.first_of(session, tenant, once)
     if first is not None:
         return first
     method, asked, prefix = _method(wanted)
@@ -70,7 +58,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     )
     session.add(job)
     session.flush()
-    _remember(session, tenant, once, job)
+    idempotency.remember(session, tenant, once, job)
     events.append(session, job, f"Created fine-tuning job: {job.id}")
     for key in wanted.model_extra or {}:
         events.append(session, job, f"{key}: this field is not known here and was ignored.", level="warn")
@@ -78,48 +66,6 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
         events.append(session, job, f"The model {wanted.model!r} stands for the base model {base.name!r} here.")
     events.append(session, job, f"Validating training file: {training.id}")
     return job
-
-
-def _first_of(session: Session, tenant: Tenant, once: Once) -> Job | None:
-    """The job that this request made before. Holds off a second copy of the request until this one is through."""
-    key = _idempotency_key(tenant, once)
-    # Two copies that arrive together must not both find nothing: the second waits here for the first one's commit.
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant.project_id}/{key}", 0))))
-    window = _KEY_LIVES if once.key else _RETRY_WINDOW
-    row = session.get(IdempotencyKey, (tenant.project_id, key))
-    if row is None:
-        return None
-    young = session.scalar(select(clock.now() - window < row.created_at))
-    if not young or (once.key is None and not once.is_retry):
-        # Too old, or the same body sent anew on purpose: the record makes way for the new job's.
-        session.delete(row)
-        session.flush()
-        return None
-    if row.body_sha256 != hashlib.sha256(once.body).digest():
-        raise KeyReused(f"The idempotency key {once.key!r} was used with another request body.")
-    return tenancy.get(session, Job, tenant, row.job_id)
-
-
-def _remember(session: Session, tenant: Tenant, once: Once, job: Job) -> None:
-    session.add(
-        IdempotencyKey(
-            project_id=tenant.project_id,
-            key=_idempotency_key(tenant, once),
-            body_sha256=hashlib.sha256(once.body).digest(),
-            job_id=job.id,
-        )
-    )
-
-
-def _idempotency_key(tenant: Tenant, once: Once) -> str:
-    if once.key is not None:
-        return f"client:{once.key}"
-    return f"body:{tenant.key_id}:{hashlib.sha256(once.body).hexdigest()}"
-
-
-def canonical(body: object) -> bytes:
-    """The same bytes for the same JSON, however it was spaced and ordered."""
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _method(wanted: JobCreate) -> tuple[str, Hyperparameters, str]:
@@ -265,39 +211,3 @@ def wire(session: Session, tenant: Tenant, rows: list[Job]) -> list[FineTuningJo
     ):
         attempts.setdefault(attempt.job_id, []).append(attempt)
     return [shape.of(r, bases[r.base_model_id], tenant.organization_id, attempts.get(r.id, [])) for r in rows]
-
-
-def cancel(session: Session, tenant: Tenant, id: str) -> Job:
-    """Cancel now when nobody works on it; else ask its owner to stop, which the next heartbeat tells it."""
-    job = tenancy.get(session, Job, tenant, id, lock=True)
-    if job.status == Status.CANCELLED:
-        return job
-    if job.status in TERMINAL:
-        raise Conflict(f"The job {id!r} has ended already: it {job.status}.", code="job_ended")
-    if job.lease_until is None:
-        end(session, job, Status.CANCELLED, Phase.CANCELLED)
-        events.append(session, job, "The job was cancelled.")
-    elif not job.cancel_requested:
-        job.cancel_requested = True
-        events.append(session, job, "Cancelling: the worker was asked to stop.")
-        if job.status == Status.RUNNING:
-            move(job, Status.RUNNING, Phase.CANCELLING)
-    return job
-
-
-def move(job: Job, status: Status, phase: Phase, reason: str | None = None) -> None:
-    """The one way a job changes its status or phase. The caller holds the row's lock."""
-    check_move(Status(job.status), status, phase)
-    if job.phase != phase:
-        job.phase_since = clock.now()
-    job.status, job.phase, job.phase_reason = status, phase, reason
-
-
-def end(session: Session, job: Job, status: Status, phase: Phase) -> None:
-    """A terminal status: no owner, no estimate, a time of ending."""
-    move(job, status, phase)
-    job.finished_at = clock.now()
-    job.estimated_finish = None
-    job.lease_until = None
-    job.worker_id = None
-    session.flush()

@@ -13,8 +13,8 @@ from core import clock, ids
 from core.config import Settings
 from core.db.tables import Attempt, Checkpoint, Job, Metric, Organization, Project, TunedModel
 from core.queue import claims
-from core.services import base_models, events, files, jobs
-from core.states import Phase, Status
+from core.services import base_models, events, files, moves
+from core.states import Phase, Status, Wish
 
 Json = dict[str, Any]  # lines of events.jsonl and other documents; worker/folder.py has their shapes
 
@@ -28,7 +28,7 @@ def model_name(session: Session, job: Job) -> str:
 
 
 def begin_prepare(job: Job) -> None:
-    jobs.move(job, Status.VALIDATING, Phase.PREPARING)
+    moves.move(job, Status.VALIDATING, Phase.PREPARING)
 
 
 def prepared(
@@ -38,10 +38,11 @@ def prepared(
     job.resolved, job.hyperparameters, job.data, job.prepared = resolved, hyperparameters, data, prepared
     for note in notes:
         events.append(session, job, note["message"], level=note["level"], data=note["data"])
-    jobs.move(job, Status.QUEUED, Phase.QUEUED)
+    moves.move(job, Status.QUEUED, Phase.QUEUED)
     job.losses = 0
     claims.release(job)
     events.append(session, job, "Files validated, moving job to queued state")
+    _pause_if_wished(session, job)
 
 
 def postpone(job: Job, seconds: float) -> None:
@@ -54,7 +55,7 @@ def begin_attempt(session: Session, job: Job, worker_id: str) -> Attempt:
     n = (session.scalar(select(func.max(Attempt.n)).where(Attempt.job_id == job.id)) or 0) + 1
     attempt = Attempt(job_id=job.id, n=n, generation=job.generation, worker_id=worker_id)
     session.add(attempt)
-    jobs.move(job, Status.RUNNING, Phase.STARTING)
+    moves.move(job, Status.RUNNING, Phase.STARTING)
     events.append(session, job, "Fine-tuning job started" if n == 1 else f"Fine-tuning job started again: attempt {n}")
     return attempt
 
@@ -74,9 +75,9 @@ def _attempt(session: Session, job: Job) -> Attempt:
 
 
 def phase(job: Job, phase: Phase) -> None:
-    # A job that is being cancelled says so until it is.
-    if job.status == Status.RUNNING and job.phase != Phase.CANCELLING:
-        jobs.move(job, Status.RUNNING, phase)
+    # A job that is being cancelled or paused says so until it is.
+    if job.status == Status.RUNNING and job.phase not in (Phase.CANCELLING, Phase.PAUSING):
+        moves.move(job, Status.RUNNING, phase)
 
 
 def steps(session: Session, job: Job, lines: list[Json], total_steps: int) -> None:
@@ -213,8 +214,9 @@ def succeeded(session: Session, job: Job, *, prefix: str, manifest: Json, result
     )
     job.fine_tuned_model = name
     job.trained_tokens = line["trained_tokens"]
+    job.stop_reason = line.get("stop_reason")
     _end_attempt(session, job, "succeeded")
-    jobs.end(session, job, Status.SUCCEEDED, Phase.COMPLETED)
+    moves.end(session, job, Status.SUCCEEDED, Phase(job.stop_reason or Phase.COMPLETED))
     events.append(session, job, f"New fine-tuned model created: {name}")
     events.append(session, job, "The job has successfully completed")
 
@@ -222,13 +224,13 @@ def succeeded(session: Session, job: Job, *, prefix: str, manifest: Json, result
 def failed(session: Session, job: Job, code: str, message: str, param: str | None = None) -> None:
     job.error = {"code": code, "message": message, "param": param}
     _end_attempt(session, job, code)
-    jobs.end(session, job, Status.FAILED, Phase.FAILED)
+    moves.end(session, job, Status.FAILED, Phase.FAILED)
     events.append(session, job, message, level="error", data={"code": code, "param": param})
 
 
 def cancelled(session: Session, job: Job) -> None:
     _end_attempt(session, job, "cancelled")
-    jobs.end(session, job, Status.CANCELLED, Phase.CANCELLED)
+    moves.end(session, job, Status.CANCELLED, Phase.CANCELLED)
     events.append(session, job, "The job was cancelled.")
 
 
@@ -236,14 +238,24 @@ def handed_back(session: Session, job: Job, why: str) -> None:
     """Its worker stops in good order: the job waits for another one, and no loss is counted."""
     _end_attempt(session, job, why)
     if job.status == Status.RUNNING:
-        jobs.move(job, Status.QUEUED, Phase.QUEUED, f"its worker stopped ({why})")
-        events.append(session, job, f"The worker stopped ({why}); the job waits for another one.", level="warn")
+        moves.move(job, Status.QUEUED, Phase.QUEUED, f"its worker stopped ({why})")
+        if job.wish != Wish.PAUSE:
+            events.append(session, job, f"The worker stopped ({why}); the job waits for another one.", level="warn")
     claims.release(job)
+    _pause_if_wished(session, job)
+
+
+def _pause_if_wished(session: Session, job: Job) -> None:
+    """A wish to pause is granted as soon as nobody works on the job."""
+    if job.wish == Wish.PAUSE and job.status == Status.QUEUED:
+        moves.move(job, Status.QUEUED, Phase.PAUSED)
+        job.wish = None
+        events.append(session, job, "The job was paused.")
 
 
 def lost(session: Session, job: Job, settings: Settings, why: str) -> None:
     """Its worker or trainer is gone without a word: try again after a pause, or give up after too many."""
-    if job.cancel_requested:
+    if job.wish == Wish.CANCEL:
         cancelled(session, job)
         return
     _end_attempt(session, job, why)
@@ -258,7 +270,7 @@ def lost(session: Session, job: Job, settings: Settings, why: str) -> None:
         )
         return
     if job.status == Status.RUNNING:
-        jobs.move(job, Status.QUEUED, Phase.BACKING_OFF, why)
+        moves.move(job, Status.QUEUED, Phase.BACKING_OFF, why)
     claims.release(job)
     events.append(session, job, f"The job was interrupted ({why}); it is tried again in {pause:.0f} s.", level="warn")
 

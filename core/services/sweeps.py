@@ -9,7 +9,7 @@ from core.config import Settings
 from core.db.tables import BaseModel, File, Job, WorkItem
 from core.queue import claims
 from core.services import base_models, files, runs
-from core.states import ItemKind, ItemStatus, Status
+from core.states import ItemKind, ItemStatus, Status, Wish
 
 log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ def cancelled_jobs(session: Session) -> int:
     rows = session.scalars(
         select(Job)
         .where(
-            Job.cancel_requested,
+            Job.wish == Wish.CANCEL,
             Job.lease_until.is_(None),
             Job.status.in_([Status.VALIDATING, Status.QUEUED, Status.RUNNING]),
         )

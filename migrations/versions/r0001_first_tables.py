@@ -1,4 +1,4 @@
-"""The first tables"""
+"""first tables"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -60,8 +60,8 @@ def upgrade() -> None:
         sa.Column("worker_id", sa.Text(), nullable=True),
         sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("losses", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False),
-        sa.CheckConstraint("kind IN ('check_file', 'register_model')", name=op.f("ck_work_items_kind")),
+        sa.Column("wish", sa.Text(), nullable=True),
+        sa.CheckConstraint("kind IN ('check_file', 'register_model', 'join_upload')", name=op.f("ck_work_items_kind")),
         sa.CheckConstraint("status IN ('waiting', 'running', 'done', 'failed')", name=op.f("ck_work_items_status")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_work_items")),
     )
@@ -131,6 +131,27 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_api_keys_project_id"), "api_keys", ["project_id"], unique=False)
     op.create_table(
+        "checkpoint_permissions",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("checkpoint", sa.Text(), nullable=False),
+        sa.Column("granted_project_id", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_checkpoint_permissions_project_id_projects")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoint_permissions")),
+        sa.UniqueConstraint(
+            "checkpoint", "granted_project_id", name=op.f("uq_checkpoint_permissions_checkpoint_granted_project_id")
+        ),
+    )
+    op.create_index(
+        op.f("ix_checkpoint_permissions_project_id_checkpoint_created_at_id"),
+        "checkpoint_permissions",
+        ["project_id", "checkpoint", "created_at", "id"],
+        unique=False,
+    )
+    op.create_table(
         "files",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("project_id", sa.Text(), nullable=False),
@@ -154,6 +175,28 @@ def upgrade() -> None:
     op.create_index(op.f("ix_files_job_id"), "files", ["job_id"], unique=False)
     op.create_index(
         op.f("ix_files_project_id_created_at_id"), "files", ["project_id", "created_at", "id"], unique=False
+    )
+    op.create_table(
+        "webhook_endpoints",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("event_types", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("previous_secret", sa.Text(), nullable=True),
+        sa.Column("previous_secret_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("disabled_reason", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_webhook_endpoints_project_id_projects")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_endpoints")),
+    )
+    op.create_index(
+        op.f("ix_webhook_endpoints_project_id_created_at_id"),
+        "webhook_endpoints",
+        ["project_id", "created_at", "id"],
+        unique=False,
     )
     op.create_table(
         "jobs",
@@ -186,6 +229,7 @@ def upgrade() -> None:
         sa.Column("result_files", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
         sa.Column("event_count", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("stop_reason", sa.Text(), nullable=True),
         sa.Column("last_event_step", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("generation", sa.BigInteger(), server_default="0", nullable=False),
@@ -193,7 +237,7 @@ def upgrade() -> None:
         sa.Column("worker_id", sa.Text(), nullable=True),
         sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("losses", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("wish", sa.Text(), nullable=True),
         sa.CheckConstraint(
             "phase IN ('created', 'checking', 'preparing', 'queued', 'waiting_for_capacity', 'waiting_for_quota', 'paused', 'backing_off', 'starting', 'training', 'evaluating', 'saving', 'merging', 'uploading', 'pausing', 'cancelling', 'completed', 'early_stopped', 'stopped_by_user', 'limit_reached', 'failed', 'cancelled')",
             name=op.f("ck_jobs_phase"),
@@ -201,6 +245,9 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "status IN ('validating_files', 'queued', 'running', 'succeeded', 'failed', 'cancelled')",
             name=op.f("ck_jobs_status"),
+        ),
+        sa.CheckConstraint(
+            "wish IN ('cancel', 'pause', 'stop_now', 'stop_at_checkpoint', 'stop_at_epoch')", name=op.f("ck_jobs_wish")
         ),
         sa.ForeignKeyConstraint(["base_model_id"], ["base_models.id"], name=op.f("fk_jobs_base_model_id_base_models")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_jobs_project_id_projects")),
@@ -224,6 +271,55 @@ def upgrade() -> None:
         postgresql_where=sa.text("lease_until IS NOT NULL"),
     )
     op.create_index(op.f("ix_jobs_project_id_created_at_id"), "jobs", ["project_id", "created_at", "id"], unique=False)
+    op.create_table(
+        "uploads",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("filename", sa.Text(), nullable=False),
+        sa.Column("mime_type", sa.Text(), nullable=False),
+        sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("file_expires_after", sa.BigInteger(), nullable=True),
+        sa.Column("status", sa.Text(), server_default="pending", nullable=False),
+        sa.Column("part_ids", sa.ARRAY(sa.Text()), nullable=True),
+        sa.Column("md5", sa.Text(), nullable=True),
+        sa.Column("file_id", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint(
+            "status IN ('pending', 'completed', 'cancelled', 'expired')", name=op.f("ck_uploads_status")
+        ),
+        sa.ForeignKeyConstraint(["file_id"], ["files.id"], name=op.f("fk_uploads_file_id_files")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_uploads_project_id_projects")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
+    )
+    op.create_index(
+        op.f("ix_uploads_project_id_created_at_id"), "uploads", ["project_id", "created_at", "id"], unique=False
+    )
+    op.create_table(
+        "webhook_deliveries",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("endpoint_id", sa.Text(), nullable=False),
+        sa.Column("body", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("delivered_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("failed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_answer", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"], ["webhook_endpoints.id"], name=op.f("fk_webhook_deliveries_endpoint_id_webhook_endpoints")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_deliveries")),
+    )
+    op.create_index(
+        "ix_webhook_deliveries_due",
+        "webhook_deliveries",
+        ["available_at"],
+        unique=False,
+        postgresql_where=sa.text("delivered_at IS NULL AND failed_at IS NULL"),
+    )
+    op.create_index(op.f("ix_webhook_deliveries_endpoint_id"), "webhook_deliveries", ["endpoint_id"], unique=False)
     op.create_table(
         "attempts",
         sa.Column("job_id", sa.Text(), nullable=False),
@@ -333,9 +429,22 @@ def upgrade() -> None:
         ["project_id", "created_at", "id"],
         unique=False,
     )
+    op.create_table(
+        "upload_parts",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("upload_id", sa.Text(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("storage_key", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["upload_id"], ["uploads.id"], name=op.f("fk_upload_parts_upload_id_uploads")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_upload_parts")),
+    )
+    op.create_index(op.f("ix_upload_parts_upload_id"), "upload_parts", ["upload_id"], unique=False)
 
 
 def downgrade() -> None:
+    op.drop_index(op.f("ix_upload_parts_upload_id"), table_name="upload_parts")
+    op.drop_table("upload_parts")
     op.drop_index(op.f("ix_tuned_models_project_id_created_at_id"), table_name="tuned_models")
     op.drop_table("tuned_models")
     op.drop_table("metrics")
@@ -343,6 +452,15 @@ def downgrade() -> None:
     op.drop_table("events")
     op.drop_table("checkpoints")
     op.drop_table("attempts")
+    op.drop_index(op.f("ix_webhook_deliveries_endpoint_id"), table_name="webhook_deliveries")
+    op.drop_index(
+        "ix_webhook_deliveries_due",
+        table_name="webhook_deliveries",
+        postgresql_where=sa.text("delivered_at IS NULL AND failed_at IS NULL"),
+    )
+    op.drop_table("webhook_deliveries")
+    op.drop_index(op.f("ix_uploads_project_id_created_at_id"), table_name="uploads")
+    op.drop_table("uploads")
     op.drop_index(op.f("ix_jobs_project_id_created_at_id"), table_name="jobs")
     op.drop_index("ix_jobs_lease_until", table_name="jobs", postgresql_where=sa.text("lease_until IS NOT NULL"))
     op.drop_index("ix_jobs_fine_tuned_model", table_name="jobs")
@@ -352,9 +470,15 @@ def downgrade() -> None:
         postgresql_where=sa.text("lease_until IS NULL AND status IN ('validating_files', 'queued')"),
     )
     op.drop_table("jobs")
+    op.drop_index(op.f("ix_webhook_endpoints_project_id_created_at_id"), table_name="webhook_endpoints")
+    op.drop_table("webhook_endpoints")
     op.drop_index(op.f("ix_files_project_id_created_at_id"), table_name="files")
     op.drop_index(op.f("ix_files_job_id"), table_name="files")
     op.drop_table("files")
+    op.drop_index(
+        op.f("ix_checkpoint_permissions_project_id_checkpoint_created_at_id"), table_name="checkpoint_permissions"
+    )
+    op.drop_table("checkpoint_permissions")
     op.drop_index(op.f("ix_api_keys_project_id"), table_name="api_keys")
     op.drop_table("api_keys")
     op.drop_table("projects")

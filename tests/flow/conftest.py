@@ -140,6 +140,8 @@ def live(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tiny
     env |= {
         "ATTUNE_DATABASE_URL": fresh_database(servers, "live"),
         "ATTUNE_S3_BUCKET": "live",
+        # Converting the real model takes half a minute: once for each clone is enough.
+        "ATTUNE_CONVERSIONS": str(ROOT / ".cache" / "conversions"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
     process = start(home, env)

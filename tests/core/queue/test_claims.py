@@ -14,8 +14,8 @@ from core.errors import LostAuthority
 from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import jobs, runs, sweeps, workers
-from core.states import Phase, Status
+from core.services import moves, runs, steering, sweeps, workers
+from core.states import Phase, Status, Wish
 from core.wiring import Parts
 from tests.conftest import Account
 
@@ -122,15 +122,15 @@ def test_heartbeats_move_the_lease_and_tell_of_cancelling(parts: Parts, make_job
     assert mine is not None
     before = row(parts, mine.id).lease_until
     with transaction(parts.sessions) as session:
-        assert claims.heartbeat(session, mine, parts.settings) is False
+        assert claims.heartbeat(session, mine, parts.settings) is None
     after = row(parts, mine.id).lease_until
     assert before is not None
     assert after is not None
     assert after > before
     with transaction(parts.sessions) as session:
-        jobs.cancel(session, account.tenant, mine.id)
+        steering.cancel(session, account.tenant, mine.id)
     with transaction(parts.sessions) as session:
-        assert claims.heartbeat(session, mine, parts.settings) is True
+        assert claims.heartbeat(session, mine, parts.settings) == Wish.CANCEL
     assert row(parts, mine.id).phase == Phase.CANCELLING
 
 
@@ -142,8 +142,8 @@ def test_a_late_worker_can_write_nothing(parts: Parts, make_job: MakeJob) -> Non
     assert sweep(parts) == 1
     for current in range(2):
         # First while nobody owns the job, then while a successor does.
-        with transaction(parts.sessions) as session:
-            assert claims.heartbeat(session, zombie, parts.settings) is None
+        with pytest.raises(LostAuthority), transaction(parts.sessions) as session:
+            claims.heartbeat(session, zombie, parts.settings)
         with pytest.raises(LostAuthority), fenced(parts.sessions, Job, zombie.id, zombie.generation) as (session, job):
             runs.failed(session, job, "x", "y")
         if current == 0:
@@ -263,7 +263,7 @@ def test_cancelling_wins_over_a_lost_worker(parts: Parts, make_job: MakeJob, acc
     id = make_job("a")
     claim(parts)
     with transaction(parts.sessions) as session:
-        jobs.cancel(session, account.tenant, id)
+        steering.cancel(session, account.tenant, id)
     expire(parts, id)
     sweep(parts)
     assert row(parts, id).status == "cancelled"
@@ -299,7 +299,7 @@ def test_a_restarted_worker_takes_back_what_its_dead_predecessor_held(parts: Par
 def test_impossible_moves_are_refused() -> None:
     job = Job(status=Status.SUCCEEDED, phase=Phase.COMPLETED)
     with pytest.raises(ValueError, match="succeeded"):
-        jobs.move(job, Status.RUNNING, Phase.STARTING)
+        moves.move(job, Status.RUNNING, Phase.STARTING)
     job = Job(status=Status.QUEUED, phase=Phase.QUEUED)
     with pytest.raises(ValueError, match="phase"):
-        jobs.move(job, Status.RUNNING, Phase.QUEUED)
+        moves.move(job, Status.RUNNING, Phase.QUEUED)

@@ -1,0 +1,26 @@
+"""The one way a job changes its status or phase."""
+
+from sqlalchemy.orm import Session
+
+from core import clock
+from core.db.tables import Job
+from core.states import Phase, Status, check_move
+
+
+def move(job: Job, status: Status, phase: Phase, reason: str | None = None) -> None:
+    """The caller holds the row's lock."""
+    check_move(Status(job.status), status, phase)
+    if job.phase != phase:
+        job.phase_since = clock.now()
+    job.status, job.phase, job.phase_reason = status, phase, reason
+
+
+def end(session: Session, job: Job, status: Status, phase: Phase) -> None:
+    """A terminal status: no owner, no wish, no estimate, a time of ending."""
+    move(job, status, phase)
+    job.finished_at = clock.now()
+    job.estimated_finish = None
+    job.lease_until = None
+    job.worker_id = None
+    job.wish = None
+    session.flush()
