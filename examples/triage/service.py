@@ -1,6 +1,7 @@
 """The service of the demo: started through the command line, spoken to with the official SDK."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -33,8 +34,8 @@ class Service:
     def start(self, say: Callable[[str], None]) -> None:
         """Returns when jobs are accepted; ``say`` is told what happens meanwhile."""
         if self._attune("status", "--json").returncode != 0:
-            self.ours = True
             self._up(say)
+            self.ours = True
         connection = json.loads((self.home / "connection.json").read_text())
         self.client = OpenAI(base_url=connection["base_url"], api_key=connection["api_key"])
         self.admin = OpenAI(base_url=connection["base_url"], api_key=connection["admin_key"])
@@ -45,10 +46,16 @@ class Service:
         )
         assert up.stderr is not None
         told = []
-        # The stack outlives this command and has closed its end of the pipe's copy by then, so the loop ends.
-        for line in up.stderr:
-            told.append(line)
-            say(line.strip())
+        try:
+            # The stack outlives this command and keeps no copy of the pipe's end, so the loop ends with the command.
+            for line in up.stderr:
+                told.append(line)
+                say(line.strip())
+        except BaseException:
+            # As Ctrl-C would: the command takes back what it has begun.
+            up.send_signal(signal.SIGINT)
+            up.wait()
+            raise
         if up.wait() != 0:
             raise Failed(f"The stack did not start:\n{''.join(told[-15:])}Its logs are in {self.home / 'logs'}.")
 
