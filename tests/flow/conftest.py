@@ -153,3 +153,13 @@ def live(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tiny
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def unkilled(live: Live) -> tuple[str, bytes]:
+    """The adapter's hash and the metrics of a run that nobody disturbed."""
+    from tests.flow import longer
+
+    job = live.wait(longer.submit(live))
+    assert job.status == "succeeded", job.error
+    return longer.weights(live, job), live.client.files.content(job.result_files[0]).read()

@@ -3,44 +3,13 @@
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from tests.conftest import chat_rows
 from tests.flow.conftest import Live, Watch
+from tests.flow.longer import numbers, step_of, submit, weights
 
 pytestmark = pytest.mark.flow
-
-_METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 2}}}
-_EXT = {"lora": {"rank": 4, "dropout": 0.1}}
-
-
-def submit(live: Live) -> str:
-    client = live.client
-    file = client.files.create(file=("train.jsonl", chat_rows(240)), purpose="fine-tune")
-    job = client.fine_tuning.jobs.create(
-        model="attune-tiny", training_file=file.id, seed=11, method=_METHOD, extra_body={"ext": _EXT}
-    )
-    return job.id
-
-
-def step_of(live: Live, job_id: str) -> int:
-    progress = live.job(job_id).ext["progress"]
-    return progress["step"] if progress else 0
-
-
-def weights(live: Live, job: Any) -> str:
-    files = [live.client.files.retrieve(id) for id in job.result_files]
-    return next(file.ext["sha256"] for file in files if file.filename == "adapter_model.safetensors")  # type: ignore[attr-defined]  # ours
-
-
-@pytest.fixture(scope="module")
-def unkilled(live: Live) -> tuple[str, bytes]:
-    """The adapter's hash and the metrics of a run that nobody disturbed."""
-    job = live.wait(submit(live))
-    assert job.status == "succeeded", job.error
-    return weights(live, job), live.client.files.content(job.result_files[0]).read()
 
 
 def kill_trainer(live: Live) -> None:
@@ -93,11 +62,6 @@ def test_a_job_survives(live: Live, unkilled: tuple[str, bytes], kill: Callable[
     assert numbers(mine) == numbers(metrics)
     messages = [event.message for event in live.client.fine_tuning.jobs.list_events(job_id, limit=100)]
     assert sum("New fine-tuned model created" in message for message in messages) == 1
-
-
-def numbers(table: bytes) -> list[list[str]]:
-    """The columns that must be equal: all but the seconds."""
-    return [line.split(",")[:-1] for line in table.decode().splitlines()]
 
 
 def test_a_trainer_ends_with_its_supervisor(live: Live) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from worker.folder import OptimSpec, TrainSpec
+from worker.folder import STOP, OptimSpec, TrainSpec
 from worker.train import checkpoint, schedule, supervised
 from worker.train.batches import Batches, Order, Rows
 from worker.train.checkpoint import Kind, Progress, State
@@ -65,6 +65,9 @@ class Run:
             self._settle()
 
         for step, chosen in self.order.steps(progress.step, spec.total_steps):
+            if self._stop_due:
+                self._stop()
+                break
             began = time.perf_counter()
             rng = checkpoint.random_state(model)
             weight = self.batches.weight(chosen)
@@ -140,6 +143,25 @@ class Run:
             self._save("recovery")
         if self.draining() and step < last:
             self._hand_back()
+
+    @property
+    def _stop_due(self) -> bool:
+        """Whether the run is to end after the step just done. One that has learned nothing goes on."""
+        if self.progress.step == 0:
+            return False
+        try:
+            at = (self.folder / STOP).read_text().strip()
+        except FileNotFoundError:
+            return False
+        if at == "epoch":
+            return self.progress.step % self.order.steps_per_epoch == 0
+        return at != "checkpoint" or self.saved_at == self.progress.step
+
+    def _stop(self) -> None:
+        if self.valid is not None and not self._evaluation_due:
+            self._evaluate()
+        if self.saved_at != self.progress.step:
+            self._save("recovery")
 
     @property
     def _evaluation_due(self) -> bool:

@@ -63,7 +63,7 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
     events.emit("phase", phase="saving")
     if ranks.first:
         made = {"versions": job.fingerprint, "data_sha256": job.data, "progress": progress.model_dump()}
-        artifact.write(folder / "artifact", model, spec, path, made)
+        artifact.write(folder / "artifact", model, spec, path, made, folder / "chat_template.jinja")
     events.emit(
         "done",
         artifact="artifact",
@@ -71,6 +71,7 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
         tokens=progress.tokens,
         trained_tokens=progress.trained_tokens,
         metrics=progress.metrics,
+        stop_reason="stopped_by_user" if progress.step < spec.total_steps else None,
     )
 
 
