@@ -366,6 +366,8 @@ class WebhookEndpoint(Table):
     """After a rotation both secrets sign until then."""
     disabled_reason: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Of the last change of the configuration or the secret."""
     deleted_at: Mapped[datetime | None]
 
 

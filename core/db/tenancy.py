@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from core.db.tables import File, Job, TunedModel
+from core.db.tables import File, Job, TunedModel, WebhookEndpoint
 from core.errors import NotFound
 
 
@@ -21,10 +21,10 @@ class Tenant:
     scopes: frozenset[str] = frozenset()
 
 
-Owned = TypeVar("Owned", File, Job, TunedModel)
+Owned = TypeVar("Owned", File, Job, TunedModel, WebhookEndpoint)
 
 # The noun that an error message uses for a table.
-_NOUNS: dict[type[Any], str] = {File: "file", Job: "fine-tuning job", TunedModel: "model"}
+_NOUNS: dict[type[Any], str] = {File: "file", Job: "fine-tuning job", TunedModel: "model", WebhookEndpoint: "webhook endpoint"}
 
 
 def owned(table: type[Owned], tenant: Tenant, *, deleted: bool = False) -> Select[Owned]:
