@@ -36,10 +36,24 @@ class Settings(BaseSettings):
 
     # Files.
     max_file_bytes: int = 8 * 1024 * MIB
+    max_part_bytes: int = Field(64 * MIB, gt=0, le=1024 * MIB)
+    """Largest part of an upload."""
+    upload_seconds: float = Field(3600, gt=0)
+    """How long an upload may take from its creation to its completion."""
     inline_check_bytes: int = 16 * MIB
     """JSONL up to this size is checked while it is uploaded; larger files are checked by a prepare worker."""
     min_examples: int = 10
     presigned_url_seconds: int = Field(900, gt=0, le=3600)
+
+    # What one project may have, and one key may ask; empty: no limit.
+    requests_per_minute: int | None = Field(None, ge=1)
+    """Requests of one API key."""
+    max_open_jobs: int | None = Field(None, ge=1)
+    """Jobs of one project that have not ended."""
+    max_running_jobs: int | None = Field(None, ge=1)
+    """Jobs of one project that train at the same time; the others wait."""
+    max_stored_bytes: int | None = Field(None, ge=1)
+    """Bytes of all files of one project, results included."""
 
     # Leases: how ownership of a row is proven, kept and lost. `docs/decisions/0002`.
     lease_seconds: float = 60

@@ -29,6 +29,14 @@ def file() -> str:
     return f"file-{_random(24)}"
 
 
+def upload() -> str:
+    return f"upload_{_random(24)}"
+
+
+def upload_part() -> str:
+    return f"part_{_random(24)}"
+
+
 def api_key() -> str:
     return f"key_{_random(16)}"
 

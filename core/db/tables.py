@@ -114,6 +114,7 @@ class File(Table):
     filename: Mapped[str]
     bytes: Mapped[int]
     sha256: Mapped[str]
+    """Empty as long as there is nothing under the key: an upload's parts are not joined yet, or can't be."""
     storage_key: Mapped[str]
     status: Mapped[str]
     status_details: Mapped[str | None]
@@ -346,7 +347,8 @@ class UploadPart(Table):
     __tablename__ = "upload_parts"
     id: Mapped[str] = mapped_column(primary_key=True)
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
-    bytes: Mapped[int]
+    bytes: Mapped[int | None]
+    """NULL while they come in: the row is older than its object, so no object is without a row."""
     storage_key: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -395,7 +397,7 @@ class WebhookDelivery(Table):
 
 
 class WorkItem(Leased, Table):
-    """Work of the prepare queue that is not a job: check a large file, register a base model."""
+    """Work of the prepare queue that is not a job: check a large file, join an upload, register a base model."""
 
     __tablename__ = "work_items"
     __table_args__ = (
@@ -411,7 +413,7 @@ class WorkItem(Leased, Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     subject_id: Mapped[str] = mapped_column(index=True)
-    """The file or base model it is about."""
+    """The file, base model or upload it is about."""
     status: Mapped[str] = mapped_column(server_default=ItemStatus.WAITING)
     error: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from core.db.tables import File, Job, TunedModel, WebhookEndpoint
+from core.db.tables import File, Job, TunedModel, Upload, WebhookEndpoint
 from core.errors import NotFound
 
 
@@ -21,17 +21,25 @@ class Tenant:
     scopes: frozenset[str] = frozenset()
 
 
-Owned = TypeVar("Owned", File, Job, TunedModel, WebhookEndpoint)
+Owned = TypeVar("Owned", File, Job, TunedModel, Upload, WebhookEndpoint)
 
 # The noun that an error message uses for a table.
-_NOUNS: dict[type[Any], str] = {File: "file", Job: "fine-tuning job", TunedModel: "model", WebhookEndpoint: "webhook endpoint"}
+_NOUNS: dict[type[Any], str] = {
+    File: "file",
+    Job: "fine-tuning job",
+    TunedModel: "model",
+    Upload: "upload",
+    WebhookEndpoint: "webhook endpoint",
+}
 
 
 def owned(table: type[Owned], tenant: Tenant, *, deleted: bool = False) -> Select[Owned]:
     """Rows of this table that the tenant may see; with ``deleted``, those it has removed as well (for cursors)."""
     query = select(table).where(table.project_id == tenant.project_id)
-    if not deleted:
-        query = query.where(table.deleted_at.is_(None))
+    # Not every table has the mark: an upload ends, it is never deleted.
+    mark = getattr(table, "deleted_at", None)
+    if mark is not None and not deleted:
+        query = query.where(mark.is_(None))
     return query
 
 

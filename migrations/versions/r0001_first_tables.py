@@ -434,7 +434,7 @@ def upgrade() -> None:
         "upload_parts",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("upload_id", sa.Text(), nullable=False),
-        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=True),
         sa.Column("storage_key", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["upload_id"], ["uploads.id"], name=op.f("fk_upload_parts_upload_id_uploads")),
