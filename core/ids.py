@@ -37,6 +37,10 @@ def upload_part() -> str:
     return f"part_{_random(24)}"
 
 
+def permission() -> str:
+    return f"cp_{_random(24)}"
+
+
 def api_key() -> str:
     return f"key_{_random(16)}"
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from core.db.tables import File, Job, TunedModel, Upload, WebhookEndpoint
+from core.db.tables import File, Job, Permission, TunedModel, Upload, WebhookEndpoint
 from core.errors import NotFound
 
 
@@ -21,12 +21,13 @@ class Tenant:
     scopes: frozenset[str] = frozenset()
 
 
-Owned = TypeVar("Owned", File, Job, TunedModel, Upload, WebhookEndpoint)
+Owned = TypeVar("Owned", File, Job, Permission, TunedModel, Upload, WebhookEndpoint)
 
 # The noun that an error message uses for a table.
 _NOUNS: dict[type[Any], str] = {
     File: "file",
     Job: "fine-tuning job",
+    Permission: "permission",
     TunedModel: "model",
     Upload: "upload",
     WebhookEndpoint: "webhook endpoint",

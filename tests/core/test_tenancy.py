@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OWNED = {"File", "Job", "TunedModel", "Upload", "WebhookEndpoint"}
+OWNED = {"File", "Job", "Permission", "TunedModel", "Upload", "WebhookEndpoint"}
 
 # These act for the service itself: they take rows by an id that another row of the service names, or sweep all of them.
 WORKERS_SIDE = {"deliveries.py", "runs.py", "sweeps.py", "workers.py"}
