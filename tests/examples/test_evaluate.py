@@ -41,8 +41,10 @@ def test_a_shared_beginning_serves_several_batches(answerer: Answerer, monkeypat
     assert told == [2, 3]
 
 
-def test_a_few_shot_answer_is_one_line(answerer: Answerer) -> None:
-    assert all("\n" not in text for text in answerer.few_shot(ROWS, "Record: one\n\n"))
+def test_a_few_shot_answer_is_one_line(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base models go on with a next message of their own making."""
+    monkeypatch.setattr(answerer, "_answer", lambda *_: [' {"a":1}\n\nMessage: and so on', "\n{}"])
+    assert answerer.few_shot(ROWS[:2], "") == ['{"a":1}', "{}"]
 
 
 def test_an_answer_counts_only_when_it_is_exact() -> None:
