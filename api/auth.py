@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.limits import RequestLimit
 from core.db.session import transaction
 from core.db.tenancy import Tenant
 from core.errors import Forbidden, Unauthenticated
@@ -22,6 +23,8 @@ def tenant(request: Request) -> Tenant:
     # A transaction of its own: the request's one must not be open while an upload streams in.
     with transaction(parts.sessions) as session:
         found = keys.authenticate(session, secret.strip())
+    limit: RequestLimit = request.app.state.limit
+    limit.check(found.key_id)
     needed = "read" if request.method in ("GET", "HEAD") else "train"
     if not found.scopes & {needed, "admin"}:
         raise Forbidden(f"This API key lacks the scope {needed!r}.")

@@ -38,7 +38,6 @@ _ABSENT = {
     "uploads": "Files of any size go through POST /v1/files, which streams.",
     "webhook_endpoints": "Poll GET /v1/fine_tuning/jobs/{id} until the status is terminal.",
     "fine_tuning/alpha/graders": "Reinforcement fine-tuning is not part of this release.",
-    "fine_tuning/checkpoints": "Checkpoint permissions are not part of this release.",
 }
 
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, Depends, FastAPI
 
 from api import auth, errors
+from api.limits import RequestLimit
 from api.requests import RequestIds
 from api.routes import admin, files, health, jobs, models
 from core import wiring
@@ -13,10 +14,16 @@ from core.schemas.errors import ErrorEnvelope
 from core.wiring import Parts
 
 
+def install(app: FastAPI, parts: Parts) -> None:
+    """Give the application what its routes ask for."""
+    app.state.parts = parts
+    app.state.limit = RequestLimit(parts.settings)
+
+
 def create_app(parts: Parts | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.parts = parts or wiring.assemble(pool_size=20)
+        install(app, parts or wiring.assemble(pool_size=20))
         yield
         app.state.parts.close()
 

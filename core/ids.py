@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import string
+import sys
 import zlib
 
 _BASE62 = string.digits + string.ascii_letters
@@ -96,4 +97,4 @@ def _checksum(body: str) -> str:
 
 if __name__ == "__main__":
     # For operators who must give the first admin key before there is a service to make it.
-    print(secret_key())
+    sys.stdout.write(secret_key() + "\n")

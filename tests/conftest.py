@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, text
 
-from api.main import create_app
+from api.main import create_app, install
 from cli.stack.plan import SERVERS_ONLY
 from cli.stack.stack import Stack
 from core.config import Settings
@@ -133,7 +133,7 @@ class Accounts:
 def accounts(parts: Parts) -> Accounts:
     app = create_app(parts)
     # The application's own end would close the pool that the whole run shares.
-    app.state.parts = parts
+    install(app, parts)
     return Accounts(parts, TestClient(app))
 
 

@@ -14,7 +14,7 @@ from core.errors import BadRequest
 from core.schemas import files as shape
 from core.schemas.files import UPLOAD_PURPOSES, FileObject
 from core.schemas.pages import Deleted, EndedPage
-from core.services import files
+from core.services import files, quotas
 from core.services.files import Incoming
 from core.wiring import Parts
 
@@ -70,6 +70,7 @@ async def create(request: Request, tenant: TenantDep, parts: PartsDep) -> FileOb
 def _keep(parts: Parts, incoming: Incoming, tenant: Tenant, purpose: str, expires_after: int | None) -> FileObject:
     row, item = incoming.finish(tenant, purpose, expires_after)
     with transaction(parts.sessions) as session:
+        quotas.check_stored_bytes(session, tenant, row.bytes, parts.settings)
         session.add(row)
         if item is not None:
             session.add(item)

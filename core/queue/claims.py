@@ -15,6 +15,7 @@ from core import clock
 from core.config import Settings
 from core.db.tables import Job, WorkItem
 from core.errors import LostAuthority
+from core.services import moves, quotas
 from core.states import ItemStatus, Phase, Status, Wish
 
 Row = TypeVar("Row", Job, WorkItem)
@@ -42,7 +43,15 @@ def next_job(session: Session, status: Status, worker_id: str, settings: Setting
         )
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
     )
-    return _claim(session, waiting, worker_id, settings)
+    if status != Status.QUEUED:
+        return _claim(session, waiting, worker_id, settings)
+    while (job := session.scalar(waiting.limit(1).with_for_update(skip_locked=True))) is not None:
+        if quotas.may_run(session, job.project_id, settings):
+            return _own(session, job, worker_id, settings)
+        # Its project has as many running as it may: look further, among the other projects' jobs.
+        moves.move(job, Status.QUEUED, Phase.WAITING_FOR_QUOTA, "the project has as many running jobs as it may")
+        waiting = waiting.where(Job.project_id != job.project_id)
+    return None
 
 
 def next_item(session: Session, worker_id: str, settings: Settings) -> WorkItem | None:
@@ -63,8 +72,10 @@ def next_item(session: Session, worker_id: str, settings: Settings) -> WorkItem 
 
 def _claim(session: Session, waiting: Select[Row], worker_id: str, settings: Settings) -> Row | None:
     row = session.scalar(waiting.limit(1).with_for_update(skip_locked=True))
-    if row is None:
-        return None
+    return None if row is None else _own(session, row, worker_id, settings)
+
+
+def _own(session: Session, row: Row, worker_id: str, settings: Settings) -> Row:
     row.generation += 1
     row.worker_id = worker_id
     row.lease_until = clock.in_seconds(settings.lease_seconds)

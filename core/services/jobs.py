@@ -18,7 +18,7 @@ from core.formats.report import FAULTS_KEPT
 from core.options import Hyperparameters, JobOptions, OptionsError
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate
-from core.services import base_models, events, idempotency, pages
+from core.services import base_models, events, idempotency, pages, quotas
 from core.services.idempotency import Once
 from core.states import FileStatus, Phase, Status
 
@@ -35,6 +35,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     method, asked, prefix = _method(wanted)
     chosen = _options(wanted, asked, prefix)
     _check_request(wanted)
+    quotas.check_open_jobs(session, tenant, settings)
     base = base_models.usable(session, wanted.model)
     training = _data_file(session, tenant, wanted.training_file, "training_file", method, settings)
     if wanted.validation_file is not None:

@@ -1,6 +1,7 @@
 """The object store on S3, through boto3. Works with AWS and with anything that speaks the protocol."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +39,19 @@ class S3Store:
 
     def multipart(self, key: str) -> "S3Multipart":
         return S3Multipart(self._client, self._bucket, key)
+
+    def abort_multiparts(self, key: str) -> None:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=key)
+        for entry in (entry for page in pages for entry in page.get("Uploads", []) if entry["Key"] == key):
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=entry["UploadId"])
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        try:
+            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+        except ClientError as error:
+            raise _missing(error, key) from error
+        with closing(body):
+            yield from body.iter_chunks(MIB)
 
     def get(self, key: str) -> bytes:
         try:
@@ -108,11 +122,23 @@ class S3Multipart:
         self._parts: list[dict[str, Any]] = []  # Any: part numbers and tags, as boto3 wants them
 
     def part(self, data: bytes) -> None:
+        place = self._next()
+        self._add(place, self._client.upload_part(**place, Body=data)["ETag"])
+
+    def copy(self, key: str, start: int, size: int) -> None:
+        place = self._next()
+        source = {"Bucket": self._where["Bucket"], "Key": key}
+        whole = f"bytes={start}-{start + size - 1}"
+        answer = self._client.upload_part_copy(**place, CopySource=source, CopySourceRange=whole)
+        self._add(place, answer["CopyPartResult"]["ETag"])
+
+    def _next(self) -> dict[str, Any]:
         if self._id is None:
             self._id = self._client.create_multipart_upload(**self._where)["UploadId"]
-        number = len(self._parts) + 1
-        answer = self._client.upload_part(**self._where, UploadId=self._id, PartNumber=number, Body=data)
-        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        return {**self._where, "UploadId": self._id, "PartNumber": len(self._parts) + 1}
+
+    def _add(self, place: dict[str, Any], tag: str) -> None:
+        self._parts.append({"PartNumber": place["PartNumber"], "ETag": tag})
 
     def complete(self) -> None:
         self._client.complete_multipart_upload(**self._where, UploadId=self._id, MultipartUpload={"Parts": self._parts})

@@ -4,6 +4,8 @@ Keys are built from ids alone: a file's name is metadata and never part of a key
 generation it wrote at, so a late worker can't touch what its successor wrote, and only a row makes a key count.
 
     files/<file id>                                       what users uploaded
+    uploads/<upload id>/<part id>                         parts, until they are joined
+    files/<file id>/gen-<g>                               the joined parts of an upload
     prepared/<job id>/gen-<g>/<name>.safetensors          rows as tokens
     jobs/<job id>/gen-<g>/checkpoints/step-<n>/<path>     the manifest last
     jobs/<job id>/gen-<g>/artifact/<path>
@@ -15,11 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from core.config import MIB
+
+
+MIN_PART = 5 * MIB
+"""S3 takes no smaller part of a multipart upload, but for the last one."""
+
 
 class Multipart(Protocol):
     """An upload in parts. Nothing is visible under the key before :meth:`complete`."""
 
     def part(self, data: bytes) -> None: ...
+
+    def copy(self, key: str, start: int, size: int) -> None:
+        """A part of ``size`` bytes that the store takes from another object, beginning at ``start``, by itself."""
 
     def complete(self) -> None: ...
 
@@ -33,6 +44,12 @@ class Store(Protocol):
     def put_file(self, key: str, path: Path) -> None: ...
 
     def multipart(self, key: str) -> Multipart: ...
+
+    def abort_multiparts(self, key: str) -> None:
+        """Forget every multipart upload to exactly this key that was begun and not completed."""
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object's bytes in pieces, in memory for one; raises ``NotFound``."""
 
     def get(self, key: str) -> bytes:
         """The whole object; raises ``NotFound``."""
@@ -58,6 +75,14 @@ class Store(Protocol):
 
 def file(file_id: str) -> str:
     return f"files/{file_id}"
+
+
+def upload_part(upload_id: str, part_id: str) -> str:
+    return f"uploads/{upload_id}/{part_id}"
+
+
+def joined(file_id: str, generation: int) -> str:
+    return f"files/{file_id}/gen-{generation}"
 
 
 def prepared(job_id: str, generation: int, name: str) -> str:
