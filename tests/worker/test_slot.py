@@ -1,6 +1,7 @@
 """A slot's child: what it may know, and that it ends when it must."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -89,3 +90,27 @@ def test_a_child_ends_with_the_thread_that_spawned_it(tmp_path: Path) -> None:
     while Path(f"/proc/{child}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_two_trainers_never_share_a_slot(tmp_path: Path) -> None:
+    """A successor waits for a predecessor that is still dying, however its supervisor ended."""
+    code = (
+        "import sys, time; from pathlib import Path; from worker.child import hold_slot\n"
+        "hold_slot(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "slot.lock")]
+    env = {**os.environ, "PYTHONPATH": str(Path(slot.__file__).parents[1])}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True)
+    assert second.stdout is not None
+    try:
+        assert select.select([second.stdout], [], [], 1.5)[0] == []
+        first.kill()
+        assert select.select([second.stdout], [], [], 10)[0] == [second.stdout]
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+            process.stdout.close()  # type: ignore[union-attr]  # both have a pipe
