@@ -7,8 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.webhooks.address import Allowed
 
 MIB = 1024 * 1024
 
@@ -71,6 +73,17 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = 10
     """How long a trainer may take to end after a polite signal, before SIGKILL."""
 
+    # Webhooks.
+    webhook_allow: str = ""
+    """Receivers that may be reached although they are not public: hosts' names and networks, with commas between."""
+    webhook_timeout_seconds: float = Field(15, gt=0, le=60)
+    """For one try, from the first packet to the answer's headers."""
+    webhook_retry_seconds: str = "5,300,1800,7200,18000,36000,50400,72000,86400"
+    """Pauses between tries, with commas between; one try more than pauses. Standard Webhooks' own: 75 hours in all."""
+    webhook_poll_seconds: float = Field(1, gt=0)
+    webhook_receivers: int = Field(32, ge=1)
+    """Receivers that are written to at the same time; each gets one event at a time."""
+
     # Workers.
     worker_kinds: Literal["prepare", "train"] = "train"
     worker_slots: int = Field(1, ge=1)
@@ -89,6 +102,23 @@ class Settings(BaseSettings):
     port: int = 8000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _hosts_and_networks(cls, listed: str) -> str:
+        Allowed.parse(listed)
+        return listed
+
+    @field_validator("webhook_retry_seconds")
+    @classmethod
+    def _pauses(cls, listed: str) -> str:
+        if any(float(pause) < 0 for pause in listed.split(",") if pause.strip()):
+            raise ValueError("a pause can't be negative")
+        return listed
+
+    @property
+    def webhook_pauses(self) -> list[float]:
+        return [float(pause) for pause in self.webhook_retry_seconds.split(",") if pause.strip()]
 
     @property
     def cache_dir(self) -> Path:

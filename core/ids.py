@@ -62,6 +62,18 @@ def work_item() -> str:
     return f"item_{_random(24)}"
 
 
+def webhook_endpoint() -> str:
+    return f"we_{_random(24)}"
+
+
+def webhook_delivery() -> str:
+    return f"wh_{_random(24)}"
+
+
+def webhook_event() -> str:
+    return f"evt_{_random(24)}"
+
+
 def base_model() -> str:
     return f"base_{_random(16)}"
 

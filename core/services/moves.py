@@ -4,6 +4,7 @@ from sqlalchemy.orm import Session
 
 from core import clock
 from core.db.tables import Job
+from core.services import deliveries
 from core.states import Phase, Status, check_move
 
 
@@ -16,7 +17,7 @@ def move(job: Job, status: Status, phase: Phase, reason: str | None = None) -> N
 
 
 def end(session: Session, job: Job, status: Status, phase: Phase) -> None:
-    """A terminal status: no owner, no wish, no estimate, a time of ending."""
+    """A terminal status: no owner, no wish, no estimate, a time of ending; and whoever wants to hear of it will."""
     move(job, status, phase)
     job.finished_at = clock.now()
     job.estimated_finish = None
@@ -24,3 +25,4 @@ def end(session: Session, job: Job, status: Status, phase: Phase) -> None:
     job.worker_id = None
     job.wish = None
     session.flush()
+    deliveries.ended(session, job, status)
