@@ -13,10 +13,10 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof lock clean
+.PHONY: help venv demo up test check proof bench-api lock clean
 
 help: ## List these targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
 
 venv: ## Install into .venv from requirements.lock (the other targets do this by themselves)
 	@scripts/venv $(VENV) $(PIP_ARGS)
@@ -41,6 +41,9 @@ check: venv ## Lint, formatting, types, walls between packages, deploy files, do
 
 proof: venv ## Run every test, however long
 	@$(PY) -m pytest -m "not gpu" $(ARGS)
+
+bench-api: venv ## Measure the API under load (CHECK=1: status 1 when a figure is missed)
+	@$(PY) -m bench.api
 
 lock: ## Resolve pyproject.toml anew and write requirements.lock
 	@scripts/lock

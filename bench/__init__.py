@@ -1,0 +1,1 @@
+"""Speed, measured: ratios within one run where possible. ``docs/benchmarks.md`` keeps the results."""
