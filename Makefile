@@ -16,7 +16,7 @@ export PYTHON
 .PHONY: help venv demo up test check proof bench-api lock clean
 
 help: ## List these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 venv: ## Install into .venv from requirements.lock (the other targets do this by themselves)
 	@scripts/venv $(VENV) $(PIP_ARGS)

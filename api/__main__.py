@@ -1,24 +1,50 @@
 """``python -m api``: the API under uvicorn, until SIGTERM."""
 
-import uvicorn
+import contextlib
+import socket
+import sys
 
+import uvicorn
+from fastapi import FastAPI
+
+from api.main import create_app
 from core import config, wiring
+
+
+class Server(uvicorn.Server):
+    """Ends the streams before it waits for the requests under way: by themselves they would end with their jobs."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.live.end()
+        await super().shutdown(sockets)
 
 
 def main() -> None:
     settings = config.load()
     wiring.configure_logging(settings)
-    uvicorn.run(
-        "api.main:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        # Requests under way may finish, but a client that never ends can't keep the process alive.
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=75,
+    app = create_app()
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            access_log=False,
+            # Requests under way may finish, but a client that never ends can't keep the process alive.
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=75,
+        ),
+        app,
     )
+    # Ctrl-C has ended the server in good order already; uvicorn raises it once more for whoever called.
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(3)
 
 
 if __name__ == "__main__":

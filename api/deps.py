@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
 from api.auth import administrator, tenant
+from api.live import Live
 from core.config import MIB
 from core.db.session import transaction
 from core.db.tenancy import Tenant
@@ -25,6 +26,11 @@ def _parts(request: Request) -> Parts:
     return parts
 
 
+def _live(request: Request) -> Live:
+    live: Live = request.app.state.live
+    return live
+
+
 def _session(parts: Annotated[Parts, Depends(_parts)]) -> Iterator[Session]:
     with transaction(parts.sessions) as session:
         yield session
@@ -35,6 +41,7 @@ PartsDep = Annotated[Parts, Depends(_parts)]
 SessionDep = Annotated[Session, Depends(_session, scope="function")]
 TenantDep = Annotated[Tenant, Depends(tenant)]
 AdminDep = Annotated[Tenant, Depends(administrator)]
+LiveDep = Annotated[Live, Depends(_live)]
 
 AfterQuery = Annotated[str | None, Query(description="The last id of the page before.")]
 

@@ -35,8 +35,7 @@ _ABSENT = {
     "embeddings": "Embeddings are not part of this service.",
     "batches": "Batches are not part of this release.",
     "evals": "Give the job a validation file: its loss and accuracy are in the job's events and metrics file.",
-    "uploads": "Files of any size go through POST /v1/files, which streams.",
-    "webhook_endpoints": "Poll GET /v1/fine_tuning/jobs/{id} until the status is terminal.",
+    "uploads": "An upload is created, given parts, completed or cancelled; it can't be looked up.",
     "fine_tuning/alpha/graders": "Reinforcement fine-tuning is not part of this release.",
 }
 

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from api import auth, errors
 from api.limits import RequestLimit
+from api.live import Live
 from api.requests import RequestIds
-from api.routes import admin, files, health, jobs, models
+from api.routes import admin, files, health, jobs, models, uploads, webhooks
 from core import wiring
 from core.schemas.errors import ErrorEnvelope
 from core.wiring import Parts
@@ -18,13 +19,16 @@ def install(app: FastAPI, parts: Parts) -> None:
     """Give the application what its routes ask for."""
     app.state.parts = parts
     app.state.limit = RequestLimit(parts.settings)
+    app.state.live = Live(parts)
 
 
 def create_app(parts: Parts | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         install(app, parts or wiring.assemble(pool_size=20))
+        app.state.live.open()
         yield
+        await app.state.live.close()
         app.state.parts.close()
 
     app = FastAPI(
@@ -43,7 +47,7 @@ def create_app(parts: Parts | None = None) -> FastAPI:
         dependencies=[Depends(auth.tenant)],
         responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
     )
-    for noun in (files, jobs, models, admin):
+    for noun in (files, uploads, jobs, models, admin, webhooks):
         v1.include_router(noun.router)
     app.include_router(v1)
     app.include_router(health.router)

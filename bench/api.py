@@ -170,7 +170,8 @@ def fill(bench: Bench, jobs: int) -> None:
                 "INSERT INTO jobs (id, project_id, model, base_model_id, training_file, seed, method, options, status, "
                 "phase, event_count, created_at) SELECT 'ftjob-' || n, :p, 'bench', 'base_b', 'file-' || n, 0, "
                 '\'{"type":"supervised","supervised":{"hyperparameters":{}}}\', \'{}\', \'succeeded\', '
-                "'completed', 5, now() - make_interval(secs => n) FROM generate_series(CAST(:a AS int), CAST(:b AS int)) n"
+                "'completed', 5, now() - make_interval(secs => n) "
+                "FROM generate_series(CAST(:a AS int), CAST(:b AS int)) n"
             ),
             {"p": project, "a": have, "b": jobs - 1},
         )

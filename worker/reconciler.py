@@ -1,4 +1,7 @@
-"""``python -m worker.reconciler``: sweeps every few seconds. Any number may run; one of them sweeps at a time."""
+"""``python -m worker.reconciler``: sweeps every few seconds, and has the deliverer of webhooks as a thread.
+
+Any number may run; one of them sweeps at a time.
+"""
 
 import signal
 import sys
@@ -11,8 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import config, wiring
 from core.db.session import transaction
-from core.services import runs, sweeps, workers
+from core.services import deliveries, joins, runs, sweeps, workers
 from core.wiring import Parts
+from worker.deliverer import Deliverer
 
 log = structlog.get_logger()
 
@@ -29,9 +33,12 @@ def sweep(parts: Parts) -> None:
         sweeps.cancelled_jobs(session)
         rested = runs.recovered(session)
         litter = sweeps.expired_files(session)
+        joins.expire(session)
         workers.forget_old(session)
+        deliveries.forget_old(session)
     if litter:
         parts.store.delete(*litter)
+    joins.clear(parts.sessions, parts.store, parts.settings)
     if jobs or rested:
         parts.doorbell.ring("train")
     if jobs or items:
@@ -44,13 +51,16 @@ def main() -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    parts = wiring.assemble(settings, pool_size=2)
+    parts = wiring.assemble(settings, pool_size=4)
+    deliverer = Deliverer(parts)
+    deliverer.start()
     log.info("reconciler.ready")
     while not ended.wait(settings.sweep_seconds):
         try:
             sweep(parts)
         except (SQLAlchemyError, BotoCoreError, ClientError) as error:
             log.warning("sweep.failed", error=type(error).__name__)
+    deliverer.stop()
     parts.close()
     return 0
 

@@ -22,10 +22,10 @@ from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
 from core.services import checkpoints, runs
-from core.states import Phase, Status, Wish
+from core.states import ItemKind, Phase, Status, Wish
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import preparation, publish, stage
+from worker import joining, preparation, publish, stage
 from worker.cache import ModelCache
 from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, STOP
 from worker.lease import Lease
@@ -57,7 +57,7 @@ class Runner:
             return job is not None
         item = self._claim_item()
         if item is not None:
-            self._guarded(item, self._settle_item)
+            self._guarded(item, self._join_upload if item.kind == ItemKind.JOIN_UPLOAD else self._settle_item)
             return True
         job = self._claim_job(Status.VALIDATING)
         if job is not None:
@@ -102,7 +102,9 @@ class Runner:
             log.error("work.failed", id=claim.id, exc_info=error)
             self._fail(claim, "server_error", "The worker had an error; the operator finds it in its log.", None)
         finally:
-            self.slot.done()
+            # Joining needs no child: the idle one stays warm.
+            if work != self._join_upload:
+                self.slot.done()
             self._clean(claim)
 
     # -- stage, train, publish, finish
@@ -242,6 +244,11 @@ class Runner:
                     preparation.finish_item(
                         self.parts, self.cache, item, claim, folder, status, _last_words(self.slot.folder)
                     )
+
+    def _join_upload(self, item: WorkItem, claim: Claim) -> None:
+        # Whoever joins looks at the lease itself, at every piece.
+        with Lease(self.parts.sessions, claim, self.parts.settings, lambda: None) as lease:
+            joining.join(self.parts, item, claim, lease, self.draining)
 
     def _run_child(self, child: Child, folder: Path, lease: Lease, progress: preparation.Progress | None) -> int | None:
         """The child's exit status; None when it was ended because this worker drains."""

@@ -48,7 +48,7 @@ async def create(request: Request, tenant: TenantDep, parts: PartsDep) -> FileOb
 
     def open_file(filename: str) -> Incoming:
         nonlocal incoming
-        incoming = Incoming(parts.store, parts.settings, _clean(filename))
+        incoming = Incoming(parts.store, parts.settings, clean_name(filename))
         return incoming
 
     form = FormReader(request.headers.get("content-type", ""), "file", open_file)
@@ -100,7 +100,7 @@ def _fields(form: FormReader) -> tuple[str, int | None]:
     return purpose, int(seconds)
 
 
-def _clean(filename: str) -> str:
+def clean_name(filename: str) -> str:
     """The last part of the name, printable. It is shown to people and put into headers, never into a path."""
     last = filename.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(c for c in last if c.isprintable())[:255] or "file"
@@ -145,6 +145,6 @@ def delete(file_id: str, tenant: TenantDep, parts: PartsDep) -> Deleted:
     responses={302: {"description": "Where the bytes are: a URL that is good for a while and needs no key."}},
 )
 def content(file_id: str, session: SessionDep, tenant: TenantDep, parts: PartsDep) -> RedirectResponse:
-    row = files.get(session, tenant, file_id)
+    row = files.readable(session, tenant, file_id)
     url = parts.store.presigned(row.storage_key, filename=row.filename, seconds=parts.settings.presigned_url_seconds)
     return RedirectResponse(url, 302)

@@ -1,14 +1,26 @@
 """/v1/fine_tuning/jobs"""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from api.deps import AfterQuery, Parsed, PartsDep, SessionDep, TenantDep, body_schema, json_body, with_ext_header
+from api.deps import (
+    AfterQuery,
+    LiveDep,
+    Parsed,
+    PartsDep,
+    SessionDep,
+    TenantDep,
+    body_schema,
+    json_body,
+    with_ext_header,
+)
+from api.live import EventStream
 from core.db.session import transaction
 from core.db.tables import Job
 from core.db.tenancy import Tenant
+from core.errors import BadRequest
 from core.schemas import checkpoints as checkpoint_shape
 from core.schemas import events as event_shape
 from core.schemas.checkpoints import JobCheckpoint
@@ -21,6 +33,11 @@ from core.services.idempotency import Once
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 
 LimitQuery = Annotated[int, Query(ge=1, le=100)]
+
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    204: {"description": "With `stream`: the job has ended, and the client has all of its events."},
+}
 
 
 @router.post("", openapi_extra=body_schema(JobCreate))
@@ -113,13 +130,54 @@ def _changed(session: Session, tenant: Tenant, job: Job) -> FineTuningJob:
     return jobs.wire(session, tenant, [job])[0]
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", response_model=Page[JobEvent], responses=_STREAMED)
 def list_events(
-    job_id: str, session: SessionDep, tenant: TenantDep, after: AfterQuery = None, limit: LimitQuery = 20
-) -> Page[JobEvent]:
-    """Newest first. ``data.number`` counts them without gaps."""
+    request: Request,
+    job_id: str,
+    session: SessionDep,
+    tenant: TenantDep,
+    live: LiveDep,
+    after: AfterQuery = None,
+    limit: LimitQuery = 20,
+    stream: Annotated[bool, Query(description="Oldest first, then as they happen, as server-sent events.")] = False,
+    last_event_id: Annotated[
+        str | None, Header(description="With `stream`: the number of the last event that the client has.")
+    ] = None,
+) -> Page[JobEvent] | Response:
+    """Newest first. ``data.number`` counts them without gaps.
+
+    With ``stream=true`` every event is sent in order, those that come later as they come, until the job's last one.
+    A client that was cut off goes on where it was with the header ``Last-Event-ID``, as browsers do by themselves.
+    """
+    if stream:
+        for name in ("after", "limit"):
+            if name in request.query_params:
+                raise BadRequest(f"{name}: goes with pages, not with stream; use the header Last-Event-ID.", param=name)
+        news = events.since(session, tenant, job_id, _number(last_event_id), limit=1)
+        if _number(last_event_id) > news.newest:
+            raise BadRequest(
+                f"Last-Event-ID: {last_event_id!r} is not the number of an event of this job, which has {news.newest}.",
+                param="Last-Event-ID",
+                code="invalid_cursor",
+            )
+        if news.ended and not news.events:
+            # Nothing will come any more. This status is how a browser learns not to connect again.
+            return Response(status_code=204)
+        return EventStream(live.follow(tenant, job_id, _number(last_event_id)))
     rows, more = events.list_of(session, tenant, job_id, after=after, limit=limit)
     return Page(data=[event_shape.of(row) for row in rows], has_more=more)
+
+
+def _number(last_event_id: str | None) -> int:
+    if not last_event_id:
+        return 0
+    if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 18:
+        raise BadRequest(
+            f"Last-Event-ID: {last_event_id[:60]!r} is not an event's number, as `id:` has it in the stream.",
+            param="Last-Event-ID",
+            code="invalid_cursor",
+        )
+    return int(last_event_id)
 
 
 @router.get("/{job_id}/checkpoints")

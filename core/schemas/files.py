@@ -14,7 +14,7 @@ RESULT_PURPOSE = "fine-tune-results"
 class FileExt(BaseModel):
     format: str | None = None
     report: dict[str, Any] | None = None  # core/formats/report.Report; kept as the check wrote it
-    sha256: str
+    sha256: str | None = None  # None: the parts of an upload are not joined yet, or can't be
     job_id: str | None = None
 
 
@@ -41,5 +41,5 @@ def of(row: File) -> FileObject:
         purpose=row.purpose,
         status=row.status,
         status_details=row.status_details,
-        ext=FileExt(format=row.format, report=row.report, sha256=row.sha256, job_id=row.job_id),
+        ext=FileExt(format=row.format, report=row.report, sha256=row.sha256 or None, job_id=row.job_id),
     )

@@ -19,7 +19,7 @@ from core.storage import store as layout
 from core.storage.store import Store
 
 _PART = 8 * MIB
-_TRAINABLE = "fine-tune"
+TRAINABLE = "fine-tune"
 
 
 class Incoming:
@@ -36,9 +36,8 @@ class Incoming:
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._parts = 0
-        plain = not filename.lower().endswith((".gz", ".zst", ".parquet", ".csv"))
         # The form's purpose may come after the file: check now, and forget the verdict if nobody asked for it.
-        self._checker = Checker() if plain else None
+        self._checker = Checker() if plain(filename) else None
 
     def write(self, chunk: bytes) -> None:
         self._bytes += len(chunk)
@@ -77,17 +76,27 @@ class Incoming:
             status=FileStatus.UPLOADED,
             expires_at=None if expires_after is None else clock.in_seconds(expires_after),
         )
-        if purpose != _TRAINABLE:
-            row.status = FileStatus.PROCESSED
-        elif self._checker is not None:
-            settle(row, self._checker.finish())
-        else:
-            return row, WorkItem(id=ids.work_item(), kind=ItemKind.CHECK_FILE, subject_id=row.id)
-        return row, None
+        return row, conclude(row, None if self._checker is None else self._checker.finish())
 
     def abort(self) -> None:
         self._upload.abort()
         self._store.delete(self.key)
+
+
+def plain(filename: str) -> bool:
+    """Whether a file of this name is read line by line as it is."""
+    return not filename.lower().endswith((".gz", ".zst", ".parquet", ".csv"))
+
+
+def conclude(row: File, report: Report | None) -> WorkItem | None:
+    """The bytes are in the store: settle the file, or give the work item that does it if the check is still due."""
+    if row.purpose != TRAINABLE:
+        row.status = FileStatus.PROCESSED
+    elif report is not None:
+        settle(row, report)
+    else:
+        return WorkItem(id=ids.work_item(), kind=ItemKind.CHECK_FILE, subject_id=row.id)
+    return None
 
 
 def settle(row: File, report: Report) -> None:
@@ -125,6 +134,19 @@ def get(session: Session, tenant: Tenant, id: str) -> File:
     if expired:
         raise tenancy.missing(File, id)
     return row
+
+
+def readable(session: Session, tenant: Tenant, id: str) -> File:
+    """The file, if its bytes can be had: one made of an upload has none before its parts are joined."""
+    row = get(session, tenant, id)
+    if row.sha256:
+        return row
+    if row.status == FileStatus.ERROR:
+        raise Conflict(f"The file {id!r} has no content: {row.status_details}", code="wrong_state")
+    raise Conflict(
+        f"The parts of the file {id!r} are still being joined; its content is there when its status is processed.",
+        code="file_not_ready",
+    )
 
 
 def _alive(tenant: Tenant) -> Select[File]:

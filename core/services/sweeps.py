@@ -8,7 +8,7 @@ from core import clock
 from core.config import Settings
 from core.db.tables import BaseModel, File, Job, WorkItem
 from core.queue import claims
-from core.services import base_models, files, runs
+from core.services import base_models, files, joins, runs
 from core.states import ItemKind, ItemStatus, Status, Wish
 
 log = structlog.get_logger()
@@ -55,6 +55,8 @@ def item_failed(session: Session, item: WorkItem, code: str, message: str, param
         base_models.failed(session.get_one(BaseModel, item.subject_id), code, message, param)
     elif item.kind == ItemKind.CHECK_FILE:
         files.unreadable(session.get_one(File, item.subject_id), message)
+    elif item.kind == ItemKind.JOIN_UPLOAD:
+        joins.failed(session, item, message)
 
 
 def cancelled_jobs(session: Session) -> int:

@@ -142,10 +142,17 @@ class S3Multipart:
 
     def complete(self) -> None:
         self._client.complete_multipart_upload(**self._where, UploadId=self._id, MultipartUpload={"Parts": self._parts})
+        self._id = None
 
     def abort(self) -> None:
-        if self._id is not None:
+        if self._id is None:
+            return
+        try:
             self._client.abort_multipart_upload(**self._where, UploadId=self._id)
+        except ClientError as error:
+            # Somebody else has ended it: what was asked for is so.
+            if _code(error) != "NoSuchUpload":
+                raise
 
 
 def _client(settings: Settings, endpoint: str | None) -> Any:  # Any: boto3 ships no types

@@ -19,7 +19,6 @@ from typing import Protocol
 
 from core.config import MIB
 
-
 MIN_PART = 5 * MIB
 """S3 takes no smaller part of a multipart upload, but for the last one."""
 

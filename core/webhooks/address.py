@@ -7,7 +7,7 @@ the operator's own machines. Knows no HTTP.
 import re
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from core.errors import BadRequest
@@ -22,8 +22,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
-# Public by its number, but inside Azure's machines it is the platform's own agent.
-_PLATFORM = frozenset({IPv4Address("168.63.129.16")})
+# Public by their numbers, but clouds have their machines' own agents there (Oracle's in the first, Azure's the second).
+_PLATFORM = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def check(url: str, allowed: Allowed) -> Target:
 def public(address: Address) -> bool:
     """Is it a machine of the public internet? An IPv6 address that wraps an IPv4 one is as public as that."""
     if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast and address not in _PLATFORM
+        return address.is_global and not address.is_multicast and not any(address in net for net in _PLATFORM)
     inner = address.ipv4_mapped or address.sixtofour
     if inner is None and address in _NAT64:
         inner = IPv4Address(int(address) & 0xFFFFFFFF)

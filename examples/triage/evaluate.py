@@ -43,7 +43,7 @@ def few_shot(training: list[Example]) -> str:
     """What stands before each message in the few-shot prompt. Plain text, which is what a base model has learned."""
     head = (
         "Each customer message is turned into one JSON record. team is billing, delivery, technical or account; "
-        "priority is high, normal or low; product is the name in the message; "
+        "priority is urgent, normal or low; product is the name in the message; "
         "refund tells whether the customer asks for money back.\n\n"
     )
     return head + "".join(f"Message: {shot.message}\nRecord: {shot.record}\n\n" for shot in shots(training))

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
 SEED = 7
-SIZES = {"train": 240, "valid": 40, "held_out": 60}
+SIZES = {"train": 300, "valid": 40, "held_out": 60}
 TEAMS = ("billing", "delivery", "technical", "account")
-PRIORITIES = ("high", "normal", "low")
+PRIORITIES = ("urgent", "normal", "low")
 # In characters of the message. With Gemma's tokenizer a whole row is then 48 to 66 tokens.
 SHORTEST, LONGEST = 92, 132
 
@@ -35,14 +35,14 @@ class Phrases:
     greetings: tuple[str, ...]
     refund: tuple[str, ...]
     other: tuple[str, ...]
-    high: tuple[str, ...]
+    urgent: tuple[str, ...]
     low: tuple[str, ...]
     problems: dict[str, tuple[str, ...]]
 
     @property
     def templates(self) -> set[str]:
         problems = {problem for team in TEAMS for problem in self.problems[team]}
-        return problems.union(self.greetings, self.refund, self.other, self.high, self.low)
+        return problems.union(self.greetings, self.refund, self.other, self.urgent, self.low)
 
 
 def load(path: Path = HERE / "phrases.toml") -> dict[str, Phrases]:
@@ -78,7 +78,7 @@ def message(deck: Deck, phrases: Phrases, team: str, priority: str, refund: bool
     problem = deck.deal(phrases.problems[team]).format(product=product, amount=deck.deal(phrases.amounts))
     parts = [problem + ".", deck.deal(phrases.refund if refund else phrases.other)]
     if priority != "normal":
-        pressure = deck.deal(phrases.high if priority == "high" else phrases.low)
+        pressure = deck.deal(phrases.urgent if priority == "urgent" else phrases.low)
         # Before, between or after the other two.
         parts.insert(int(deck.rng.random() * 3), pressure)
     text = " ".join(parts)
