@@ -135,7 +135,9 @@ def _short(value: object) -> str:
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """For ``openapi_extra``: the body that a route reads through :func:`json_body`."""
+    """For ``openapi_extra``: the body that a route reads through :func:`json_body`.
+
+    ``api/openapi.py`` puts the model and what it is made of where the references point.
+    """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -5,13 +5,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from api import auth, errors
+from api import auth, docs, errors, openapi
 from api.limits import RequestLimit
 from api.live import Live
 from api.requests import RequestIds
 from api.routes import admin, files, health, jobs, models, uploads, webhooks
 from core import wiring
-from core.schemas.errors import ErrorEnvelope
 from core.wiring import Parts
 
 
@@ -38,15 +37,17 @@ def create_app(parts: Parts | None = None) -> FastAPI:
         lifespan=lifespan,
         # A trailing slash is another URL, not a redirect that some clients turn into a GET.
         redirect_slashes=False,
+        # FastAPI's own pages load their scripts from the network; api/docs needs none.
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=openapi.operation_id,
     )
     errors.install(app)
+    openapi.install(app)
+    docs.install(app)
     app.add_middleware(RequestIds)
     # The key comes first: this dependency runs before a route's own, so without one nothing else is looked at.
-    v1 = APIRouter(
-        prefix="/v1",
-        dependencies=[Depends(auth.tenant)],
-        responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
-    )
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(auth.tenant)])
     for noun in (files, uploads, jobs, models, admin, webhooks):
         v1.include_router(noun.router)
     app.include_router(v1)
