@@ -22,6 +22,7 @@ from core.services import keys, tenants
 from core.storage.s3 import S3Store
 from core.wiring import Parts, configure_logging
 from migrations.__main__ import migrate
+from tests.live import Live, running
 from tests.tiny import build_tiny
 
 
@@ -163,6 +164,15 @@ def base_model(parts: Parts) -> BaseModel:
         )
         session.add(row)
     return row
+
+
+@pytest.fixture(scope="session")
+def live(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Live]:
+    """One stack for the whole run, flows and SDKs alike."""
+    env = plain_environment() | servers
+    env |= {"ATTUNE_DATABASE_URL": fresh_database(servers, "live"), "ATTUNE_S3_BUCKET": "live"}
+    with running(tmp_path_factory.mktemp("live") / "home", env, tiny) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,160 @@
+"""A live stack for whole stories: the real commands under `attune up`, with leases short enough to wait for.
+
+The fixture ``live`` is in ``tests/conftest.py``: flows and SDKs share one stack in a run.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# One that unchanged scripts name, and one with a slash, which SDKs write in two ways.
+ALIASES = ["gpt-4o-mini-2024-07-18", "attune/tiny"]
+
+# A tenth of the defaults, so that a story with a lost worker takes seconds.
+_SHORT = {
+    "ATTUNE_LEASE_SECONDS": "6",
+    "ATTUNE_HEARTBEAT_SECONDS": "1",
+    "ATTUNE_AUTHORITY_SECONDS": "4",
+    "ATTUNE_SWEEP_SECONDS": "1",
+    "ATTUNE_POLL_SECONDS": "1",
+    "ATTUNE_BACKOFF_SECONDS": "0.5",
+    "ATTUNE_STOP_GRACE_SECONDS": "5",
+    "ATTUNE_WORKER_THREADS": "1",
+    "ATTUNE_INLINE_CHECK_BYTES": "200000",
+    # Where the tests' own receivers listen.
+    "ATTUNE_WEBHOOK_ALLOW": "127.0.0.1",
+}
+
+
+@dataclass
+class Live:
+    home: Path
+    env: dict[str, str]
+    base_url: str
+    api_key: str
+    admin_key: str
+
+    @property
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=self.base_url, api_key=self.api_key, _strict_response_validation=True)
+
+    def admin(self, method: str, path: str, **options: Any) -> Any:
+        headers = {"Authorization": f"Bearer {self.admin_key}"}
+        return httpx.request(method, f"{self.base_url}/admin/{path}", headers=headers, timeout=30, **options).json()
+
+    def pids(self) -> dict[str, int]:
+        record = json.loads((self.home / "run" / "status.json").read_text())
+        return {process["name"]: process["pid"] for process in record["processes"]}
+
+    def register(self, name: str, source: str, seconds: float = 60, **more: Any) -> None:
+        answer = self.admin("POST", "models", json={"name": name, "source": source, **more})
+        assert answer.get("status") == "registering", answer
+        self.until(lambda: self.admin("GET", f"models/{name}")["status"] != "registering", seconds, f"{name} is ready")
+        model = self.admin("GET", f"models/{name}")
+        assert model["status"] == "ready", model["error"]
+
+    def until(self, true: Callable[[], object], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{self.logs()}"
+            time.sleep(0.1)
+
+    def wait(self, job_id: str, seconds: float = 120) -> Any:
+        """The job, once it has ended."""
+        self.until(lambda: self.job(job_id).status in ("succeeded", "failed", "cancelled"), seconds, f"{job_id} ends")
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Any:  # Any: the SDK's class does not know `ext`
+        return self.client.fine_tuning.jobs.retrieve(job_id)
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted((self.home / "logs").glob("*.log"))
+            if path.stem in ("up", "api", "prepare", "train", "reconciler")
+        )
+
+    def trainers(self) -> set[int]:
+        """Processes that are training: those that hold a job's events.jsonl open."""
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                opened = [os.readlink(entry) for entry in (folder / "fd").iterdir()]
+            except OSError:
+                continue
+            if any(path.startswith(str(self.home)) and path.endswith("/events.jsonl") for path in opened):
+                found.add(int(folder.name))
+        return found
+
+
+class Watch:
+    """Counts trainers for as long as it is entered, and keeps the largest number seen."""
+
+    def __init__(self, live: Live) -> None:
+        self.most = 0
+        self._live = live
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(0.05):
+            self.most = max(self.most, len(self._live.trainers()))
+
+
+def start(home: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """`attune up`, ready."""
+    with (home.parent / f"{home.name}.err").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "up", "--home", str(home)],
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        pytest.fail((home.parent / f"{home.name}.err").read_text())
+    return process
+
+
+@contextmanager
+def running(home: Path, env: dict[str, str], tiny: Path) -> Iterator[Live]:
+    """The whole stack, with the tiny model on offer, for as long as this is entered."""
+    env = env | _SHORT
+    env |= {
+        # Converting the real model takes half a minute: once for each clone is enough.
+        "ATTUNE_CONVERSIONS": str(ROOT / ".cache" / "conversions"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    process = start(home, env)
+    try:
+        connection = json.loads((home / "connection.json").read_text())
+        live = Live(home, env, connection["base_url"], connection["api_key"], connection["admin_key"])
+        live.register("attune-tiny", f"path:{tiny}", aliases=ALIASES)
+        yield live
+    finally:
+        process.terminate()
+        process.wait(30)
