@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, literal, select
 from sqlalchemy.orm import Session
 
 from core import clock, ids
@@ -43,7 +43,7 @@ def ended(session: Session, job: Job, status: Status) -> None:
     wanting = session.scalars(
         select(WebhookEndpoint.id).where(
             WebhookEndpoint.project_id == job.project_id,
-            WebhookEndpoint.event_types.contains([type]),
+            literal(type) == func.any(WebhookEndpoint.event_types),
             WebhookEndpoint.disabled_reason.is_(None),
             WebhookEndpoint.deleted_at.is_(None),
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from core import clock, ids
@@ -109,19 +110,15 @@ def standing(session: Session, rows: Sequence[WebhookEndpoint]) -> list[WebhookE
             select(WebhookDelivery.endpoint_id, func.count())
             .where(WebhookDelivery.endpoint_id.in_(endpoint_ids), open_rows)
             .group_by(WebhookDelivery.endpoint_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     newest = dict(
         session.execute(
             select(WebhookDelivery.endpoint_id, WebhookDelivery.last_answer)
-            .distinct(WebhookDelivery.endpoint_id)
+            .ext(distinct_on(WebhookDelivery.endpoint_id))
             .where(WebhookDelivery.endpoint_id.in_(endpoint_ids), WebhookDelivery.last_answer.is_not(None))
             .order_by(WebhookDelivery.endpoint_id, WebhookDelivery.created_at.desc())
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     return [
         WebhookExt(disabled_reason=row.disabled_reason, waiting=waiting.get(row.id, 0), last_answer=newest.get(row.id))

@@ -57,7 +57,8 @@ def _exchange(target: Target, content: bytes, headers: dict[str, str], seconds: 
             # Status and headers are all that counts; whatever follows is not read.
             with talk.getresponse() as response:
                 status = response.status
-        return Answer(status, f"status {status}")
+        # A cut line looks like one that the receiver ended, and headers that it never ended like all there were.
+        return Answer(None, f"no answer within {seconds:g} s") if deadline.over else Answer(status, f"status {status}")
     except (OSError, http.client.HTTPException) as error:
         if deadline.over or isinstance(error, TimeoutError):
             return Answer(None, f"no answer within {seconds:g} s")
