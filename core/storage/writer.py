@@ -48,6 +48,9 @@ class Writer:
         self._store.delete(self._key)
 
     def _send(self, size: int) -> None:
-        self._upload.part(bytes(self._buffer[:size]))
+        # Through a view: a slice of the buffer would be a second copy of the part.
+        with memoryview(self._buffer) as view:
+            part = bytes(view[:size])
+        self._upload.part(part)
         del self._buffer[:size]
         self._begun = True
