@@ -61,7 +61,8 @@ def event(id: str, created_at: int, type: str, subject_id: str) -> Json:
 
 def sample(session: Session, endpoint: WebhookEndpoint, type: str) -> Due:
     """A delivery that is in no outbox: to try an endpoint with."""
-    now, overlapping = session.execute(select(clock.now(), clock.now() < endpoint.previous_secret_until)).one()
+    now = session.scalars(select(clock.now())).one()
+    overlapping = endpoint.previous_secret_until is not None and now < endpoint.previous_secret_until
     # The job's id is nobody's: a receiver that looks it up gets a 404, and must bear that.
     body = event(ids.webhook_event(), clock.unix(now), type, ids.job())
     return Due(ids.webhook_delivery(), endpoint.id, endpoint.url, _secrets(endpoint, overlapping), body, 0)
