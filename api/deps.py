@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Header, Query, Request
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
@@ -68,13 +68,18 @@ def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Parsed[Body]]]
     return read
 
 
-def with_ext_header(model: type[Body]) -> Callable[[Request], Awaitable[Parsed[Body]]]:
+def with_ext_header(model: type[Body]) -> Callable[..., Awaitable[Parsed[Body]]]:
     """The same; a client that can't send keys of ours in the body may send ``ext`` in the header X-Attune-Ext."""
     plain = json_body(model)
 
-    async def read(request: Request) -> Parsed[Body]:
+    async def read(
+        request: Request,
+        header: Annotated[
+            str | None,
+            Header(alias="X-Attune-Ext", description="`ext` as JSON, for clients that can't send it in the body."),
+        ] = None,
+    ) -> Parsed[Body]:
         parsed = await plain(request)
-        header = request.headers.get("x-attune-ext")
         if header is None:
             return parsed
         if "ext" in parsed.json:

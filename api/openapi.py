@@ -5,6 +5,7 @@ share, examples, and links from what creates a thing to what uses it.
 """
 
 import copy
+import json
 import re
 from typing import Any
 
@@ -131,7 +132,9 @@ def document(app: FastAPI) -> Json:
     _options(schemas)
     _examples(doc)
     _links(doc)
-    return doc
+    # Pydantic names a page after its class and its item; readers and generated clients want a word.
+    named: Json = json.loads(re.sub(r"\b(?:Ended)?Page_(\w+?)_(?=\")", r"\1List", json.dumps(doc)))
+    return named
 
 
 def _operations(doc: Json) -> list[tuple[str, str, Json]]:
@@ -188,7 +191,7 @@ def _name(operation: Json) -> None:
     elif "_" in verb:
         operation["summary"] = verb.replace("_", " ").capitalize()
     else:
-        operation["summary"] = f"{verb.capitalize()} a {thing}"
+        operation["summary"] = f"{verb.capitalize()} {'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
 def _parameters(operation: Json) -> None:
@@ -225,6 +228,8 @@ def _answers(path: str, method: str, operation: Json) -> None:
             answers.setdefault(str(status), {"$ref": f"#/components/responses/{_ERRORS[status][0]}"})
     for answer in answers.values():
         if "$ref" not in answer:
+            if answer["description"] == "Successful Response":
+                answer["description"] = "As asked."
             answer.setdefault("headers", {}).update(_headers("x-request-id"))
 
 

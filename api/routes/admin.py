@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 
 from api.deps import AdminDep, Parsed, PartsDep, SessionDep, body_schema, json_body
 from core.db.session import transaction
@@ -36,12 +36,17 @@ def register_model(
 
 @router.get("/models")
 def list_models(session: SessionDep, admin: AdminDep) -> Page[BaseModelOut]:
+    """All base models, with those that are still being registered or could not be."""
     return Page(data=[model_shape.base_of(row) for row in base_models.list_all(session)], has_more=False)
 
 
 @router.get("/models/{name:path}")
 def get_model(
-    name: str, session: SessionDep, admin: AdminDep, parts: PartsDep, artifacts: bool = False
+    name: str,
+    session: SessionDep,
+    admin: AdminDep,
+    parts: PartsDep,
+    artifacts: Annotated[bool, Query(description="Name the model's files, each with a URL to download it.")] = False,
 ) -> BaseModelOut:
     """One base model; with ``artifacts=true``, where each of its files can be downloaded."""
     row = base_models.get(session, name)
@@ -83,16 +88,19 @@ def create_key(
 
 @router.get("/keys")
 def list_keys(session: SessionDep, admin: AdminDep) -> Page[KeyOut]:
+    """The project's keys, without the keys themselves, which only their makers have."""
     return Page(data=[key_shape.of(row) for row in keys.list_of(session, admin)], has_more=False)
 
 
 @router.delete("/keys/{key_id}")
 def revoke_key(key_id: str, session: SessionDep, admin: AdminDep) -> Deleted:
+    """From now on the key opens nothing."""
     keys.revoke(session, admin, key_id)
     return Deleted(id=key_id, object="api_key")
 
 
 @router.get("/workers")
 def list_workers(session: SessionDep, admin: AdminDep, parts: PartsDep) -> Page[WorkerOut]:
+    """Who works here, on what device, since when, and whether it is still there."""
     since = workers.online_since(session, parts.settings)
     return Page(data=[worker_shape.of(row, since) for row in workers.list_all(session)], has_more=False)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from api.deps import AfterQuery, PartsDep, SessionDep, TenantDep
@@ -115,6 +115,7 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> EndedPage[FileObject]:
+    """Your files and the results of your jobs."""
     rows, more = files.list_of(session, tenant, purpose=purpose, order=order, after=after, limit=limit)
     return EndedPage(
         data=[shape.of(row) for row in rows],
@@ -126,11 +127,13 @@ def list_files(
 
 @router.get("/{file_id}")
 def get(file_id: str, session: SessionDep, tenant: TenantDep) -> FileObject:
+    """What is known of a file; what its check found is in ``ext.report``."""
     return shape.of(files.get(session, tenant, file_id))
 
 
 @router.delete("/{file_id}")
 def delete(file_id: str, tenant: TenantDep, parts: PartsDep) -> Deleted:
+    """Remove a file and its bytes. One that a job still needs stays: cancel the job first."""
     with transaction(parts.sessions) as session:
         key = files.remove(session, tenant, file_id)
     # After the commit: a row without its object would be a broken promise, an object without a row is litter.
@@ -138,13 +141,46 @@ def delete(file_id: str, tenant: TenantDep, parts: PartsDep) -> Deleted:
     return Deleted(id=file_id, object="file")
 
 
+_LOCATION: dict[str, Any] = {
+    "description": "Where the bytes are: a URL that is good for a while and needs no key. It takes `Range`.",
+    "headers": {"location": {"required": True, "schema": {"type": "string", "format": "uri"}}},
+}
+_FACTS: dict[str, Any] = {
+    "description": "The headers that the bytes come with.",
+    "headers": {
+        "content-length": {"required": True, "schema": {"type": "integer", "minimum": 0}},
+        "etag": {"required": True, "schema": {"type": "string"}},
+        "accept-ranges": {"required": True, "schema": {"const": "bytes"}},
+    },
+}
+
+
 @router.get(
     "/{file_id}/content",
     response_class=RedirectResponse,
     status_code=302,
-    responses={302: {"description": "Where the bytes are: a URL that is good for a while and needs no key."}},
+    responses={302: _LOCATION},
+    openapi_extra={"x-also": [409]},
+    summary="Download a file",
 )
 def content(file_id: str, session: SessionDep, tenant: TenantDep, parts: PartsDep) -> RedirectResponse:
+    """Redirects to the object store, which sends the bytes; clients leave their key behind when they follow."""
     row = files.readable(session, tenant, file_id)
     url = parts.store.presigned(row.storage_key, filename=row.filename, seconds=parts.settings.presigned_url_seconds)
     return RedirectResponse(url, 302)
+
+
+@router.head(
+    "/{file_id}/content",
+    response_class=Response,
+    responses={200: _FACTS},
+    openapi_extra={"x-also": [409]},
+    summary="Look at a download",
+)
+def content_facts(file_id: str, tenant: TenantDep, parts: PartsDep) -> Response:
+    """Length, type and ETag of the bytes. Answered here: a URL that is signed for GET does not serve HEAD."""
+    with transaction(parts.sessions) as session:
+        key = files.readable(session, tenant, file_id).storage_key
+    facts = parts.store.facts(key)
+    headers = {"content-length": str(facts.bytes), "content-type": facts.type, "etag": facts.etag}
+    return Response(headers=headers | {"accept-ranges": "bytes"})

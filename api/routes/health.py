@@ -23,13 +23,17 @@ class Readiness(BaseModel):
     checks: dict[str, Literal["ok", "unavailable"]]
 
 
-@router.get("/healthz")
+@router.get("/healthz", summary="Does it run")
 async def healthz() -> Health:
     """The process runs. Touches nothing, so that a database's trouble never restarts the API."""
     return Health()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness}})
+@router.get(
+    "/readyz",
+    summary="Can it serve",
+    responses={503: {"model": Readiness, "description": "Not now; ``checks`` says what is missing."}},
+)
 def readyz(parts: PartsDep, response: Response) -> Readiness:
     """Requests can be served. Redis is told of but not required: jobs are accepted and found without it."""
     checks: dict[str, Literal["ok", "unavailable"]] = {"database": "ok", "redis": "ok", "s3": "ok"}

@@ -46,11 +46,19 @@ def create(
     tenant: TenantDep,
     parts: PartsDep,
     body: Annotated[Parsed[JobCreate], Depends(with_ext_header(JobCreate))],
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            description="Sent again within 24 hours with the same body, it answers with the job that it made first.",
+        ),
+    ] = None,
 ) -> FineTuningJob:
     """Create a job. Everything that can be known to be wrong is a 400 now, with the field's full path in ``param``."""
     once = Once(
         body=idempotency.canonical(body.json),
-        key=request.headers.get("idempotency-key"),
+        key=idempotency_key,
         is_retry=request.headers.get("x-stainless-retry-count", "0") not in ("0", ""),
     )
     with transaction(parts.sessions) as session:
@@ -63,7 +71,22 @@ def create(
     return answer
 
 
-@router.get("")
+_METADATA: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "style": "deepObject",
+            "explode": True,
+            "description": "Only jobs with these pairs; the word `null` instead gives the jobs without metadata.",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+            "example": {"team": "support"},
+        }
+    ]
+}
+
+
+@router.get("", openapi_extra=_METADATA)
 def list_jobs(
     request: Request, session: SessionDep, tenant: TenantDep, after: AfterQuery = None, limit: LimitQuery = 20
 ) -> Page[FineTuningJob]:
@@ -86,6 +109,7 @@ def list_jobs(
 
 @router.get("/{job_id}")
 def get(job_id: str, session: SessionDep, tenant: TenantDep) -> FineTuningJob:
+    """Where the job stands: ``status`` in OpenAI's words, the finer truth in ``ext.phase`` and ``ext.progress``."""
     return jobs.wire(session, tenant, [jobs.get(session, tenant, job_id)])[0]
 
 

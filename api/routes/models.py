@@ -19,6 +19,7 @@ def list_models(session: SessionDep, tenant: TenantDep) -> Page[Model]:
 
 @router.get("/{model:path}")
 def get(model: str, session: SessionDep, tenant: TenantDep) -> Model:
+    """A base model, an alias of one, or a tuned model of the project."""
     return models.get(session, tenant, model)
 
 

@@ -79,6 +79,7 @@ def list_endpoints(
 
 @router.get("/webhook_endpoints/{webhook_endpoint_id}")
 def get(webhook_endpoint_id: str, session: SessionDep, tenant: TenantDep) -> WebhookEndpointOut:
+    """An endpoint, how its deliveries go, and why it is disabled where it is."""
     return _out(session, webhooks.get(session, tenant, webhook_endpoint_id))
 
 

@@ -1,8 +1,8 @@
 """FineTuningJob and the body that creates one: OpenAI's shapes, ours in ``ext``."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from core import clock
 from core.db.tables import Attempt, Job
@@ -11,6 +11,20 @@ from core.db.tables import Attempt, Job
 Json = dict[str, Any]
 
 MethodType = Literal["supervised", "dpo", "reinforcement"]
+
+
+# OpenAI's bounds; core/services/jobs checks them, with a sentence for each.
+_METADATA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "maxProperties": 16,
+            "propertyNames": {"maxLength": 64},
+            "additionalProperties": {"type": "string", "maxLength": 512},
+        },
+        {"type": "null"},
+    ]
+}
 
 
 class _Body(BaseModel):
@@ -45,7 +59,7 @@ class JobCreate(_Body):
     validation_file: str | None = Field(None, max_length=128)
     suffix: str | None = Field(None, min_length=1, max_length=64)
     seed: int | None = Field(None, ge=0, le=2147483647)
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str] | None, WithJsonSchema(_METADATA)] = None
     integrations: list[Json] | None = None
     hyperparameters: Json | None = None
     method: Method | None = None

@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from core.config import MIB, Settings
 from core.errors import Conflict, NotFound, Unavailable
+from core.storage.store import Facts
 
 _TRANSFER = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=16 * MIB, max_concurrency=4)
 
@@ -75,6 +76,13 @@ class S3Store:
                 return None
             raise
         return length
+
+    def facts(self, key: str) -> Facts:
+        try:
+            head = self._client.head_object(Bucket=self._bucket, Key=key)
+        except ClientError as error:
+            raise _missing(error, key) from error
+        return Facts(head["ContentLength"], head["ContentType"], head["ETag"])
 
     def delete(self, *keys: str) -> None:
         # One request each: bulk deletion needs Content-MD5 on some servers and saves little at our sizes.

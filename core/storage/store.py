@@ -15,7 +15,7 @@ generation it wrote at, so a late worker can't touch what its successor wrote, a
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from core.config import MIB
 
@@ -34,6 +34,14 @@ class Multipart(Protocol):
     def complete(self) -> None: ...
 
     def abort(self) -> None: ...
+
+
+class Facts(NamedTuple):
+    """What the store says of an object, in the words it sends the bytes with."""
+
+    bytes: int
+    type: str
+    etag: str
 
 
 class Store(Protocol):
@@ -58,6 +66,9 @@ class Store(Protocol):
 
     def size(self, key: str) -> int | None:
         """Bytes, or None when there is no such object."""
+
+    def facts(self, key: str) -> Facts:
+        """What is known of the object; raises ``NotFound``."""
 
     def delete(self, *keys: str) -> None: ...
 
