@@ -168,6 +168,8 @@ def test_concurrent_duplicates_make_one_job(account: Account, parts: Parts) -> N
         thread.start()
     for thread in threads:
         thread.join()
+    # All of them were answered, and with the same job.
+    assert len(found) == 8
     assert len(set(found)) == 1
     with transaction(parts.sessions) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 1
