@@ -1,12 +1,11 @@
 """``python -m worker.train DIR`` runs a job folder; without an argument, the idle child of a slot."""
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
 from worker import child
-from worker.train.load import Resident
-from worker.train.run import run
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -22,8 +21,22 @@ def keep_memory() -> None:
         mallopt(_M_TOP_PAD, 512 * 1024 * 1024)
 
 
+def yield_cores() -> None:
+    """Have idle OpenMP threads sleep instead of spin, unless the environment says otherwise.
+
+    Spinning is a little faster on an idle machine; where anything else wants a core, threads that wait for one another
+    spin through whole time slices and a step takes several times as long. Read when the library is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def main() -> int:
+    yield_cores()
     keep_memory()
+    # Torch is loaded here: both settings must come before it.
+    from worker.train.load import Resident
+    from worker.train.run import run
+
     resident = Resident()
     if len(sys.argv) == 2:
         return run(Path(sys.argv[1]).resolve(), resident)
