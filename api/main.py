@@ -9,7 +9,20 @@ from api import auth, docs, errors, openapi
 from api.limits import RequestLimit
 from api.live import Live
 from api.requests import RequestIds
-from api.routes import admin, files, health, jobs, models, uploads, webhooks
+from api.routes import (
+    admin,
+    artifacts,
+    catalog,
+    files,
+    health,
+    jobs,
+    metrics,
+    models,
+    permissions,
+    queue,
+    uploads,
+    webhooks,
+)
 from core import wiring
 from core.wiring import Parts
 
@@ -48,7 +61,8 @@ def create_app(parts: Parts | None = None) -> FastAPI:
     app.add_middleware(RequestIds)
     # The key comes first: this dependency runs before a route's own, so without one nothing else is looked at.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(auth.tenant)])
-    for noun in (files, uploads, jobs, models, admin, webhooks):
+    # Artifacts before models: the latter's names take everything that follows.
+    for noun in (files, uploads, jobs, metrics, permissions, catalog, queue, artifacts, models, admin, webhooks):
         v1.include_router(noun.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -384,6 +384,11 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
+def allowed(name: str) -> tuple[str, ...]:
+    """The values of an option that this release honours, where it is a choice of words."""
+    return tuple(str(value) for value in _SUPPORTED[name])
+
+
 def unsupported(options: JobOptions) -> list[Fault]:
     """Every option that this release cannot honour, each with a sentence."""
     faults = []

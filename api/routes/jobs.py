@@ -25,8 +25,8 @@ from core.schemas import checkpoints as checkpoint_shape
 from core.schemas import events as event_shape
 from core.schemas.checkpoints import JobCheckpoint
 from core.schemas.events import JobEvent
-from core.schemas.jobs import FineTuningJob, JobCreate, StopRequest
-from core.schemas.pages import EndedPage, Page
+from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch, StopRequest
+from core.schemas.pages import Deleted, EndedPage, Page
 from core.services import checkpoints, events, idempotency, jobs, runs, steering
 from core.services.idempotency import Once
 
@@ -35,7 +35,24 @@ router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 LimitQuery = Annotated[int, Query(ge=1, le=100)]
 
 _STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "required": ["id", "data"],
+                    "properties": {
+                        "id": {"type": "string", "pattern": "^[0-9]+$"},
+                        "data": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": {"$ref": "#/components/schemas/JobEvent"},
+                        },
+                    },
+                }
+            }
+        }
+    },
     204: {"description": "With `stream`: the job has ended, and the client has all of its events."},
 }
 
@@ -79,7 +96,8 @@ _METADATA: dict[str, Any] = {
             "style": "deepObject",
             "explode": True,
             "description": "Only jobs with these pairs; the word `null` instead gives the jobs without metadata.",
-            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+            # Whatever it is, it comes as text and is compared as text.
+            "schema": {"type": "object", "additionalProperties": True},
             "example": {"team": "support"},
         }
     ]
@@ -111,6 +129,31 @@ def list_jobs(
 def get(job_id: str, session: SessionDep, tenant: TenantDep) -> FineTuningJob:
     """Where the job stands: ``status`` in OpenAI's words, the finer truth in ``ext.phase`` and ``ext.progress``."""
     return jobs.wire(session, tenant, [jobs.get(session, tenant, job_id)])[0]
+
+
+@router.patch("/{job_id}", openapi_extra=body_schema(JobPatch))
+def change(
+    job_id: str,
+    session: SessionDep,
+    tenant: TenantDep,
+    body: Annotated[Parsed[JobPatch], Depends(with_ext_header(JobPatch))],
+) -> FineTuningJob:
+    """Change ``metadata`` (null removes it) and ``ext.resources.priority``; nothing else of a job can be changed."""
+    return _changed(session, tenant, jobs.change(session, tenant, job_id, body.model, body.json))
+
+
+@router.delete("/{job_id}")
+def delete(job_id: str, tenant: TenantDep, parts: PartsDep) -> Deleted:
+    """Delete an ended job: its events, measurements, checkpoints, logs and prepared rows.
+
+    Its model and result files stay, and are deleted by themselves.
+    """
+    with transaction(parts.sessions) as session:
+        gone = jobs.remove(session, tenant, job_id)
+    # After the commit: a row without its object would be a broken promise, an object without a row is litter.
+    for prefix in gone.prefixes:
+        parts.store.delete(*(key for key in parts.store.list(prefix) if key not in gone.kept))
+    return Deleted(id=job_id, object="fine_tuning.job")
 
 
 @router.post("/{job_id}/cancel")

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from core import clock
 from core.db.tables import Attempt, Job
+from core.schemas.queue import Place
 
 # Any: the free-form parts are checked by core/options, which names every field at fault.
 Json = dict[str, Any]
@@ -66,6 +67,19 @@ class JobCreate(_Body):
     ext: Json | None = None
 
 
+class JobPatch(_Body):
+    """What of a job can be changed once it is there; ``core/services/jobs.change`` refuses everything else."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={"example": {"metadata": {"team": "support"}, "ext": {"resources": {"priority": "high"}}}},
+    )
+
+    metadata: dict[str, str] | None = None
+    ext: Json | None = None
+
+
 class StopRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -113,6 +127,8 @@ class JobExt(BaseModel):
     phase: str
     phase_since: int
     phase_reason: str | None
+    queue: Place | None
+    """While it waits for a worker."""
     progress: Json | None
     resolved: Json | None
     data: Json | None
@@ -147,7 +163,7 @@ class FineTuningJob(BaseModel):
     ext: JobExt
 
 
-def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt]) -> FineTuningJob:
+def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt], place: Place | None) -> FineTuningJob:
     asked = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
     asked |= job.method["supervised"].get("hyperparameters") or {}
     hyperparameters = HyperparametersOut.model_validate(job.hyperparameters or asked)
@@ -175,6 +191,7 @@ def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt])
             phase=job.phase,
             phase_since=clock.unix(job.phase_since),
             phase_reason=job.phase_reason,
+            queue=place,
             progress=job.progress,
             resolved=job.resolved,
             data=job.data,

@@ -49,7 +49,12 @@ def first_of(session: Session, tenant: Tenant, once: Once) -> Job | None:
         return None
     if row.body_sha256 != hashlib.sha256(once.body).digest():
         raise KeyReused(f"The idempotency key {once.key!r} was used with another request body.")
-    return tenancy.get(session, Job, tenant, row.job_id)
+    job = session.scalar(tenancy.owned(Job, tenant).where(Job.id == row.job_id))
+    if job is None:
+        # It was deleted since: there is no first job that could be given back.
+        session.delete(row)
+        session.flush()
+    return job
 
 
 def remember(session: Session, tenant: Tenant, once: Once, job: Job) -> None:

@@ -4,27 +4,37 @@ Asking a running job to do something is in ``steering``; what workers do to jobs
 """
 
 import secrets
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from core import ids, options
+from core import clock, ids, options
 from core.config import Settings
 from core.db import tenancy
-from core.db.tables import Attempt, BaseModel, File, Job
+from core.db.tables import Attempt, BaseModel, Checkpoint, Event, File, Job, Metric, Permission
 from core.db.tenancy import Tenant
-from core.errors import BadRequest
+from core.errors import BadRequest, Conflict
 from core.formats.report import FAULTS_KEPT
 from core.options import Hyperparameters, JobOptions, OptionsError
 from core.schemas import jobs as shape
-from core.schemas.jobs import FineTuningJob, JobCreate
-from core.services import base_models, events, idempotency, pages, quotas
+from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch
+from core.services import base_models, events, idempotency, pages, queue, quotas, runs
 from core.services.idempotency import Once
-from core.states import FileStatus, Phase, Status
+from core.states import TERMINAL, FileStatus, Phase, Status
+from core.storage import store as layout
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 # Formats of rows that a method can learn from.
 FITS = {"supervised": ("chat", "completion", "text")}
+
+
+class Removal(NamedTuple):
+    """Objects to delete after the commit: all below the prefixes but those that are kept."""
+
+    prefixes: tuple[str, ...]
+    kept: frozenset[str]
 
 
 def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settings, once: Once) -> Job:
@@ -115,11 +125,15 @@ def _check_request(wanted: JobCreate) -> None:
             "integrations: none is available in this release; the metrics file carries the same numbers.",
             param="integrations",
         )
-    if wanted.metadata is None:
+    _check_metadata(wanted.metadata)
+
+
+def _check_metadata(metadata: dict[str, str] | None) -> None:
+    if metadata is None:
         return
-    if len(wanted.metadata) > 16:
-        raise BadRequest(f"metadata: {len(wanted.metadata)} pairs given, at most 16 are kept.", param="metadata")
-    for key, value in wanted.metadata.items():
+    if len(metadata) > 16:
+        raise BadRequest(f"metadata: {len(metadata)} pairs given, at most 16 are kept.", param="metadata")
+    for key, value in metadata.items():
         if len(key) > 64 or len(value) > 512:
             path = f"metadata.{key[:64]}"
             raise BadRequest(f"{path}: a key has up to 64 characters and a value up to 512.", param=path)
@@ -199,8 +213,85 @@ def get(session: Session, tenant: Tenant, id: str) -> Job:
     return tenancy.get(session, Job, tenant, id)
 
 
+def change(session: Session, tenant: Tenant, id: str, wanted: JobPatch, given: dict[str, Any]) -> Job:
+    """Change what of a job can be changed. ``given``: the body as it was sent, where null differs from nothing."""
+    _only_changeable(given)
+    _check_metadata(wanted.metadata)
+    job = tenancy.get(session, Job, tenant, id, lock=True)
+    if "metadata" in given:
+        job.user_metadata = wanted.metadata
+    priority = ((given.get("ext") or {}).get("resources") or {}).get("priority")
+    if priority is not None and PRIORITIES[priority] != job.priority:
+        if job.status in TERMINAL:
+            raise Conflict(
+                f"ext.resources.priority: the job {id!r} has ended already: it {job.status}.",
+                param="ext.resources.priority",
+                code="job_ended",
+            )
+        job.priority = PRIORITIES[priority]
+        job.options = _with_priority(job.options, priority)
+        if job.resolved is not None:
+            job.resolved = _with_priority(job.resolved, priority)
+        events.append(session, job, f"The priority is {priority} now.")
+    return job
+
+
+def _with_priority(options: dict[str, Any], priority: str) -> dict[str, Any]:
+    return options | {"resources": (options.get("resources") or {}) | {"priority": priority}}
+
+
+_CHANGEABLE = {"metadata": None, "ext": {"resources": {"priority": None}}}
+
+
+def _only_changeable(given: dict[str, Any]) -> None:
+    """Refuse every other key, one that a new job may have and one that is not known alike."""
+    faults = list(_unchangeable(given, _CHANGEABLE, ""))
+    if faults:
+        raise _bad(faults)
+    try:
+        options.parse(given.get("ext") or {})
+    except OptionsError as error:
+        raise _bad(error.faults) from None
+
+
+def _unchangeable(given: dict[str, Any], table: dict[str, Any], prefix: str) -> Iterator[options.Fault]:
+    known = set(options.known())
+    for key, value in given.items():
+        path = f"{prefix}{key}"
+        if key not in table:
+            near = None if path in known else options.suggest(path, known)
+            hint = f"; did you mean {near}?" if near and path.startswith("ext.") else ""
+            what = "is not an option" if path.startswith("ext.") and path not in known else "can't be changed any more"
+            yield options.Fault(path, f"{path} {what}{hint or '; metadata and ext.resources.priority can'}")
+        elif table[key] is not None and isinstance(value, dict):
+            yield from _unchangeable(value, table[key], f"{path}.")
+
+
+def remove(session: Session, tenant: Tenant, id: str) -> Removal:
+    """Delete an ended job with its events, measurements, checkpoints, logs and prepared rows.
+
+    Its model and its result files are things of their own and stay; each is deleted by itself.
+    """
+    job = tenancy.get(session, Job, tenant, id, lock=True)
+    if job.status not in TERMINAL:
+        raise Conflict(f"The job {id!r} is {job.status}: cancel it before you delete it.", code="wrong_state")
+    name = runs.model_name(session, job)
+    for table in (Event, Metric, Checkpoint):
+        session.execute(delete(table).where(table.job_id == id))
+    session.execute(
+        delete(Permission).where(
+            Permission.project_id == tenant.project_id,
+            Permission.checkpoint.startswith(f"{name}:ckpt-step-", autoescape=True),
+        )
+    )
+    job.deleted_at = clock.now()
+    job.prepared = None
+    kept = session.scalars(tenancy.owned(File, tenant).where(File.job_id == id))
+    return Removal((layout.all_prepared(id), layout.all_runs(id)), frozenset(file.storage_key for file in kept))
+
+
 def wire(session: Session, tenant: Tenant, rows: list[Job]) -> list[FineTuningJob]:
-    """The rows as OpenAI's wire has them, with two more queries for all of them together."""
+    """The rows as OpenAI's wire has them, with a few more queries for all of them together."""
     bases = dict(
         session.execute(
             select(BaseModel.id, BaseModel.name).where(BaseModel.id.in_({r.base_model_id for r in rows}))
@@ -211,4 +302,8 @@ def wire(session: Session, tenant: Tenant, rows: list[Job]) -> list[FineTuningJo
         select(Attempt).where(Attempt.job_id.in_([row.id for row in rows])).order_by(Attempt.job_id, Attempt.n)
     ):
         attempts.setdefault(attempt.job_id, []).append(attempt)
-    return [shape.of(r, bases[r.base_model_id], tenant.organization_id, attempts.get(r.id, [])) for r in rows]
+    places = queue.places(session, rows)
+    return [
+        shape.of(row, bases[row.base_model_id], tenant.organization_id, attempts.get(row.id, []), places.get(row.id))
+        for row in rows
+    ]

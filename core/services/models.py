@@ -10,7 +10,8 @@ from core.db.tenancy import Tenant
 from core.errors import Forbidden, NotFound
 from core.schemas import models as shape
 from core.schemas.models import Model
-from core.services import base_models
+from core.services import base_models, permissions, weights
+from core.services.weights import Weights
 
 _OWNER = "system"
 
@@ -36,10 +37,16 @@ def list_all(session: Session, tenant: Tenant) -> list[Model]:
 
 def get(session: Session, tenant: Tenant, name: str) -> Model:
     row = _tuned(session, tenant, name)
+    owner = None if row is not None else permissions.owner(session, tenant, name)
+    if owner is not None:
+        row = _tuned(session, owner, name)
     if row is not None:
-        job = tenancy.get(session, Job, tenant, row.job_id)
+        # The job may be deleted: its model is not.
+        job = session.scalars(tenancy.owned(Job, owner or tenant, deleted=True).where(Job.id == row.job_id)).one()
         base = base_models.by_id(session, row.base_model_id)
-        return shape.of_tuned(row, base.name, job.result_files, tenant.organization)
+        # Another project's files can't be fetched by their ids; its weights are had from the artifacts.
+        files = job.result_files if owner is None else []
+        return shape.of_tuned(row, base.name, files, tenant.organization)
     try:
         found = base_models.get(session, name)
     except NotFound:
@@ -49,6 +56,21 @@ def get(session: Session, tenant: Tenant, name: str) -> Model:
     return shape.of_base(found, name, _OWNER)
 
 
+def weights_of(session: Session, tenant: Tenant, name: str) -> Weights:
+    """The files of a tuned model or a checkpoint that is this project's, or that another project lets it use."""
+    try:
+        return weights.of(session, tenant, name)
+    except NotFound:
+        owner = permissions.owner(session, tenant, name)
+        if owner is not None:
+            return weights.of(session, owner, name)
+        # A base model that is there answers otherwise than a name that is not.
+        get(session, tenant, name)
+        raise NotFound(
+            f"{name!r} is a base model: artifacts are had of what was tuned here.", param="model", code="no_artifacts"
+        ) from None
+
+
 def remove(session: Session, tenant: Tenant, name: str) -> list[str]:
     """Delete a tuned model with the files of its weights; returns the keys to remove from the store after the commit.
 
@@ -56,7 +78,8 @@ def remove(session: Session, tenant: Tenant, name: str) -> list[str]:
     """
     row = _tuned(session, tenant, name)
     if row is None:
-        get(session, tenant, name)
+        if get(session, tenant, name).ext.kind == "tuned":
+            raise Forbidden(f"{name!r} belongs to another project, which lets this one use it.")
         raise Forbidden(f"{name!r} is a base model: an administrator removes it with `attune models remove`.")
     row.deleted_at = clock.now()
     weights = session.scalars(

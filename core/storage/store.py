@@ -96,12 +96,20 @@ def joined(file_id: str, generation: int) -> str:
 
 
 def prepared(job_id: str, generation: int, name: str) -> str:
-    return f"prepared/{job_id}/gen-{generation}/{name}"
+    return f"{all_prepared(job_id)}gen-{generation}/{name}"
+
+
+def all_prepared(job_id: str) -> str:
+    return f"prepared/{job_id}/"
+
+
+def all_runs(job_id: str) -> str:
+    return f"jobs/{job_id}/"
 
 
 def run(job_id: str, generation: int, name: str = "") -> str:
     """A place of one generation of a job: ``artifact/<path>``, ``checkpoints/step-4/<path>``, ``metrics.csv``."""
-    return f"jobs/{job_id}/gen-{generation}/{name}"
+    return f"{all_runs(job_id)}gen-{generation}/{name}"
 
 
 def base_model(sha256: str, path: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Streamed events: from real processes over real sockets, with clients that are cut off and processes that are killed."""
+"""Streamed events, over real sockets, with clients that are cut off and processes that are killed."""
 
 import asyncio
 import json
@@ -336,7 +336,7 @@ def test_streams_end_in_good_order_when_the_process_is_asked_to(
         ending = threading.Thread(target=lambda: took.append(process.stop(signal.SIGTERM)))
         ending.start()
         # No TransportError: the last chunk came.
-        assert list(numbers(lines))[0] == 2
+        assert list(numbers(lines)) == [2]
         ending.join()
     assert took[0] < 3
     assert time.monotonic() - began < 10

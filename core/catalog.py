@@ -1,0 +1,41 @@
+"""What this release can tune, and how: methods, their adapters and rows, limits, values to begin with. Pure."""
+
+from typing import Any, NamedTuple
+
+from core import options
+from core.options import JobOptions
+
+
+class Method(NamedTuple):
+    adapters: tuple[str, ...]
+    formats: tuple[str, ...]
+
+
+METHODS = {"supervised": Method(adapters=options.allowed("adapter"), formats=("chat", "completion", "text"))}
+"""What a job's ``method.type`` may be."""
+
+
+def limits(context_length: int | None, min_examples: int) -> dict[str, tuple[float, float | None]]:
+    """Least and greatest value of what a job is given, the greatest empty where there is no bound."""
+    return {
+        "examples": (min_examples, None),
+        "n_epochs": (1, 50),
+        "batch_size": (1, 256),
+        "epochs": (0, 100),
+        "max_length": (8, context_length),
+        "lora.rank": (1, 512),
+    }
+
+
+def recommended() -> dict[str, Any]:
+    """Values to begin with, under their names in ``ext``; "auto" is worked out from the data and told by the job."""
+    chosen = JobOptions()
+    return {
+        "adapter": chosen.adapter,
+        "lora": {"rank": chosen.lora.rank, "alpha": 2 * chosen.lora.rank, "target_modules": chosen.lora.target_modules},
+        "prompt_loss_weight": chosen.prompt_loss_weight,
+        "optim": {"learning_rate": chosen.optim.learning_rate, "schedule": chosen.optim.schedule},
+        "epochs": "auto",
+        "batch_size": "auto",
+        "max_length": chosen.max_length,
+    }

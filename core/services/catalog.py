@@ -1,0 +1,31 @@
+"""The base models on offer, each with what it can be tuned with."""
+
+from sqlalchemy.orm import Session
+
+from core import catalog, clock
+from core.config import Settings
+from core.db.tables import BaseModel
+from core.schemas.catalog import Bounds, MethodOffer, Offer, Sizes
+from core.services import base_models
+
+
+def offers(session: Session, settings: Settings) -> list[Offer]:
+    return [_offer(row, settings) for row in base_models.list_ready(session)]
+
+
+def _offer(row: BaseModel, settings: Settings) -> Offer:
+    facts = row.facts or {}
+    limits = catalog.limits(facts.get("context_length"), settings.min_examples)
+    return Offer(
+        id=row.name,
+        aliases=row.aliases,
+        license=row.license,
+        methods={
+            name: MethodOffer(adapters=list(method.adapters), formats=list(method.formats))
+            for name, method in catalog.METHODS.items()
+        },
+        limits={name: Bounds(min=least, max=greatest) for name, (least, greatest) in limits.items()},
+        sizes=Sizes(**{name: facts.get(name) for name in Sizes.model_fields}),
+        recommended=catalog.recommended(),
+        created_at=clock.unix(row.created_at),
+    )

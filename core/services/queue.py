@@ -1,0 +1,123 @@
+"""Who is before whom: places of waiting jobs, and a view of the whole queue for one project."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from core import clock
+from core.config import Settings
+from core.db import tenancy
+from core.db.tables import Job, Worker
+from core.db.tenancy import Tenant
+from core.schemas import workers as worker_shape
+from core.schemas.queue import Place, Queue, QueuedJob, QueueWorker, Running, RunningJob, Waiting
+from core.services import workers
+from core.states import TERMINAL, Phase, Status
+
+PRIORITIES = {-1: "low", 0: "normal", 1: "high"}
+_COUNTED = 1000
+"""Places further behind are not told: counting them would make a look at one job cost more the longer the queue is."""
+_LISTED = 200
+_ALIVE = timedelta(minutes=1)
+_WAITING = (Status.VALIDATING, Status.QUEUED)
+
+
+def waits(job: Job) -> bool:
+    return job.status in _WAITING and job.lease_until is None and job.phase != Phase.PAUSED
+
+
+def places(session: Session, jobs: list[Job]) -> dict[str, Place]:
+    """The places of those among these jobs that wait for a worker."""
+    waiting = [job for job in jobs if waits(job)]
+    found: dict[str, Place] = {}
+    for status in {job.status for job in waiting}:
+        order = list(session.scalars(_in_order(status).limit(_COUNTED)))
+        starts = _starts(session) if status == Status.QUEUED else []
+        for job in waiting:
+            if job.status != status:
+                continue
+            position = order.index(job.id) + 1 if job.id in order else None
+            start = starts[position - 1] if position is not None and position <= len(starts) else None
+            found[job.id] = Place(position=position, estimated_start=clock.unix_or_none(start))
+    return found
+
+
+def _in_order(status: str) -> Select[str]:
+    """Ids of all projects' waiting jobs as workers take them (``core/queue/claims.py``)."""
+    return (
+        select(Job.id)
+        .where(Job.status == status, Job.lease_until.is_(None), Job.phase != Phase.PAUSED)
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+    )
+
+
+def _starts(session: Session) -> list[datetime]:
+    """When the first, second, … waiting job can start: now where a slot is free, else when a running job ends.
+
+    Jobs that wait before others have no estimate yet, so no more can be told than there are slots.
+    """
+    now = session.scalars(select(clock.now())).one()
+    slots = session.scalar(
+        select(func.coalesce(func.sum(Worker.slots), 0)).where(
+            Worker.kind == "train", Worker.draining.is_(False), Worker.last_seen_at > clock.now() - _ALIVE
+        )
+    )
+    ends = list(session.scalars(select(Job.estimated_finish).where(Job.status == Status.RUNNING).limit(_COUNTED)))
+    free = max(0, int(slots or 0) - len(ends))
+    known = sorted(max(end, now) for end in ends if end is not None)
+    return [now] * free + known
+
+
+def view(session: Session, tenant: Tenant, settings: Settings) -> Queue:
+    mine = tenancy.owned(Job, tenant).where(Job.status.not_in(TERMINAL))
+    own = list(session.scalars(mine.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(_LISTED)))
+    place = places(session, own)
+    waiting = [
+        QueuedJob(
+            **place[job.id].model_dump(),
+            id=job.id,
+            status=job.status,
+            phase=job.phase,
+            priority=PRIORITIES[job.priority],
+            created_at=clock.unix(job.created_at),
+        )
+        for job in own
+        if job.id in place
+    ]
+    running = [
+        RunningJob(
+            id=job.id,
+            status=job.status,
+            phase=job.phase,
+            estimated_finish=clock.unix_or_none(job.estimated_finish),
+        )
+        for job in own
+        if job.lease_until is not None
+    ]
+    others = select(func.count()).select_from(Job).where(Job.project_id != tenant.project_id)
+    theirs = others.where(Job.status.in_(_WAITING), Job.lease_until.is_(None), Job.phase != Phase.PAUSED)
+    return Queue(
+        waiting=Waiting(yours=waiting, others=session.scalar(theirs) or 0),
+        running=Running(yours=running, others=session.scalar(others.where(Job.lease_until.is_not(None))) or 0),
+        workers=_workers(session, settings),
+    )
+
+
+def _workers(session: Session, settings: Settings) -> list[QueueWorker]:
+    """What they are and whether they are free; which machines they run on is the operator's."""
+    since = workers.online_since(session, settings)
+    busy = dict(
+        session.execute(
+            select(Job.worker_id, func.count()).where(Job.lease_until.is_not(None)).group_by(Job.worker_id)
+        ).all()
+    )
+    return [
+        QueueWorker(
+            busy=busy.get(row.id, 0),
+            **worker_shape.of(row, since).model_dump(
+                include={"kind", "device", "slots", "status", "warm", "base_models"}
+            ),
+        )
+        for row in workers.list_all(session)
+    ]
