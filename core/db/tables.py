@@ -383,6 +383,7 @@ class WebhookDelivery(Table):
             "available_at",
             postgresql_where=text("delivered_at IS NULL AND failed_at IS NULL"),
         ),
+        Index(None, "created_at"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     """The same at every retry: the header ``webhook-id``."""

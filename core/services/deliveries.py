@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import delete, func, literal, select
+from sqlalchemy import delete, func, literal, or_, select
 from sqlalchemy.orm import Session
 
 from core import clock, ids
@@ -143,6 +143,6 @@ def _disable(session: Session, due: Due) -> None:
 
 
 def forget_old(session: Session) -> None:
-    """Rows that have ended long ago."""
-    over = func.coalesce(WebhookDelivery.delivered_at, WebhookDelivery.failed_at)
-    session.execute(delete(WebhookDelivery).where(over < clock.now() - _KEPT))
+    """Rows that have ended and are old; what still waits is kept, however old."""
+    ended = or_(WebhookDelivery.delivered_at.is_not(None), WebhookDelivery.failed_at.is_not(None))
+    session.execute(delete(WebhookDelivery).where(WebhookDelivery.created_at < clock.now() - _KEPT, ended))

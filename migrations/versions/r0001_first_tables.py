@@ -320,6 +320,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("delivered_at IS NULL AND failed_at IS NULL"),
     )
+    op.create_index(op.f("ix_webhook_deliveries_created_at"), "webhook_deliveries", ["created_at"], unique=False)
     op.create_index(op.f("ix_webhook_deliveries_endpoint_id"), "webhook_deliveries", ["endpoint_id"], unique=False)
     op.create_table(
         "attempts",
@@ -454,6 +455,7 @@ def downgrade() -> None:
     op.drop_table("checkpoints")
     op.drop_table("attempts")
     op.drop_index(op.f("ix_webhook_deliveries_endpoint_id"), table_name="webhook_deliveries")
+    op.drop_index(op.f("ix_webhook_deliveries_created_at"), table_name="webhook_deliveries")
     op.drop_index(
         "ix_webhook_deliveries_due",
         table_name="webhook_deliveries",

@@ -86,7 +86,7 @@ def deliver(parts: Parts) -> int:
     """One round, to its end; how many tries it made."""
     threads = Deliverer(parts).round()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()
     return len(threads)
 
@@ -324,7 +324,7 @@ def test_several_copies_send_each_event_once(account: Account, parts: Parts) -> 
         copies = [Deliverer(parts) for _ in range(4)]
         for copy in copies:
             copy.start()
-        patience = time.monotonic() + 20
+        patience = time.monotonic() + 60
         while any(row.delivered_at is None for row in rows(parts)) and time.monotonic() < patience:
             time.sleep(0.05)
         for copy in copies:
@@ -333,25 +333,26 @@ def test_several_copies_send_each_event_once(account: Account, parts: Parts) -> 
     assert len(sent) == len(set(sent)) == 40
 
 
-def test_a_receiver_that_hangs_delays_only_its_own(account: Account, parts: Parts) -> None:
+def test_a_receiver_that_hangs_delays_only_its_own(
+    account: Account, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.settings, "webhook_timeout_seconds", 60)
     ended = threading.Event()
     with receiving() as slow, receiving() as quick:
-        slow.before_answer = lambda: ended.wait(1.5)
+        slow.before_answer = lambda: ended.wait(60)
         hanging, healthy = endpoint(account, slow.url()), endpoint(account, quick.url())
         add(parts, hanging["id"], n=50)
         add(parts, healthy["id"], n=10)
         deliverer = Deliverer(parts)
         deliverer.start()
-        begun = time.monotonic()
-        while len(quick.got) < 10 and time.monotonic() - begun < 10:
+        patience = time.monotonic() + 30
+        while len(quick.got) < 10 and time.monotonic() < patience:
             time.sleep(0.02)
-        took = time.monotonic() - begun
-        ended.set()
-        deliverer.stop()
-        assert len(quick.got) == 10
         # It has a place of its own, and no more than one.
-        assert len(slow.got) == 1
-    assert took < 1.4
+        told = len(quick.got), len(slow.got)
+        deliverer.stop()
+        ended.set()
+        assert told == (10, 1)
 
 
 def test_a_try_that_nobody_settled_is_made_again(account: Account, parts: Parts) -> None:
@@ -386,7 +387,7 @@ def test_the_reconcilers_process_delivers_and_a_killed_one_loses_nothing(
         return subprocess.Popen([sys.executable, "-m", "worker.reconciler"], env=environment, stderr=subprocess.DEVNULL)
 
     def wait_for(receiver: Receiver, count: int) -> None:
-        patience = time.monotonic() + 20
+        patience = time.monotonic() + 60
         while len(receiver.got) < count and time.monotonic() < patience:
             time.sleep(0.02)
         assert len(receiver.got) == count
@@ -395,7 +396,7 @@ def test_the_reconcilers_process_delivers_and_a_killed_one_loses_nothing(
     with receiving() as receiver:
         made = endpoint(account, receiver.url())
         add(parts, made["id"])
-        receiver.before_answer = lambda: release.wait(10)
+        receiver.before_answer = lambda: release.wait(60)
         first = start()
         try:
             wait_for(receiver, 1)
@@ -410,12 +411,12 @@ def test_the_reconcilers_process_delivers_and_a_killed_one_loses_nothing(
         second = start()
         try:
             wait_for(receiver, 2)
-            patience = time.monotonic() + 5
+            patience = time.monotonic() + 30
             while rows(parts)[0].delivered_at is None and time.monotonic() < patience:
                 time.sleep(0.05)
         finally:
             second.terminate()
-            assert second.wait(10) == 0
+            assert second.wait(30) == 0
     assert rows(parts)[0].delivered_at is not None
     assert {got.headers["webhook-id"] for got in receiver.got} == {row.id}
 
@@ -424,11 +425,13 @@ def test_old_rows_are_forgotten(account: Account, parts: Parts) -> None:
     made = endpoint(account, "http://127.0.0.1:1/")
     add(parts, made["id"], n=3)
     with transaction(parts.sessions) as session:
-        first, second, _ = session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.id))
-        first.delivered_at = clock.now() - timedelta(days=31)
-        second.failed_at = clock.now() - timedelta(days=29)
+        delivered, failed, waiting = session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.id))
+        session.add(WebhookDelivery(id="wh_new", endpoint_id=made["id"], body={}, delivered_at=clock.now()))
+        for row in (delivered, failed, waiting):
+            row.created_at = clock.now() - timedelta(days=31)
+        delivered.delivered_at = failed.failed_at = clock.now()
     reconciler.sweep(parts)
-    assert len(rows(parts)) == 2
+    assert {row.id for row in rows(parts)} == {waiting.id, "wh_new"}
 
 
 def test_secrets_are_long_and_differ() -> None:

@@ -98,14 +98,14 @@ def talking(talk: Callable[[socket.socket], object]) -> Iterator[str]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}/"
-        thread.join(timeout=10)
+        thread.join(timeout=30)
         assert not thread.is_alive()
 
 
 def drip(line: socket.socket) -> None:
     line.recv(65536)
     line.sendall(b"HTTP/1.1 200 OK\r\nx: ")
-    for _ in range(200):
+    for _ in range(300):
         line.sendall(b"x")
         time.sleep(0.05)
 
@@ -117,13 +117,18 @@ def continues(line: socket.socket) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("talk", [drip, continues, lambda line: line.recv(65536) and time.sleep(1.5)])
+def silence(line: socket.socket) -> None:
+    while line.recv(65536):
+        pass
+
+
+@pytest.mark.parametrize("talk", [drip, continues, silence])
 def test_a_receiver_that_never_ends_is_left(talk: Callable[[socket.socket], object]) -> None:
     """The bug behind it: a timeout that each byte starts anew."""
     with talking(talk) as url:
         begun = time.monotonic()
         answer = post(url, "wh_1", BODY, ["whsec_AAAA"], SETTINGS.model_copy(update={"webhook_timeout_seconds": 0.4}))
-        assert time.monotonic() - begun < 1.2
+        assert time.monotonic() - begun < 5
     assert (answer.status, answer.said) == (None, "no answer within 0.4 s")
 
 
@@ -192,9 +197,9 @@ def test_tls_is_for_the_name_although_the_connection_goes_to_the_address(
 
 
 def test_a_receiver_that_hangs_in_the_handshake_is_left() -> None:
-    with talking(lambda line: line.recv(65536) and time.sleep(1)) as url:
+    with talking(silence) as url:
         begun = time.monotonic()
         few = SETTINGS.model_copy(update={"webhook_timeout_seconds": 0.3})
         answer = post(url.replace("http:", "https:"), "wh_1", BODY, ["whsec_AAAA"], few)
-        assert time.monotonic() - begun < 0.9
+        assert time.monotonic() - begun < 5
     assert answer.said == "no answer within 0.3 s"
