@@ -43,7 +43,7 @@ TenantDep = Annotated[Tenant, Depends(tenant)]
 AdminDep = Annotated[Tenant, Depends(administrator)]
 LiveDep = Annotated[Live, Depends(_live)]
 
-AfterQuery = Annotated[str | None, Query(description="The last id of the page before.")]
+AfterQuery = Annotated[str | None, Query(min_length=1, description="The last id of the page before.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.deps import dotted
 from core import errors
@@ -38,6 +39,9 @@ _ABSENT = {
     "uploads": "An upload is created, given parts, completed or cancelled; it can't be looked up.",
     "fine_tuning/alpha/graders": "Reinforcement fine-tuning is not part of this release.",
 }
+
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def install(app: FastAPI) -> None:
@@ -86,7 +90,9 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     path = request.url.path
+    headers = dict(error.headers or {})
     if error.status_code == 405:
+        headers["allow"] = ", ".join(_allowed(request))
         message, code = f"{request.method} is not allowed on {path}.", "method_not_allowed"
     elif error.status_code == 404:
         absent = next((hint for prefix, hint in _ABSENT.items() if path.startswith(f"/v1/{prefix}")), None)
@@ -94,7 +100,17 @@ def _http(request: Request, error: Exception) -> JSONResponse:
         code = "unknown_url"
     else:
         message, code = str(error.detail), "http_error"
-    return envelope(error.status_code, message, code=code, headers=dict(error.headers or {}))
+    return envelope(error.status_code, message, code=code, headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Methods of this path. The router names only those of the first route that it finds there."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] == Match.FULL for route in request.app.router.routes)
+    ]
 
 
 def _unstorable(request: Request, error: Exception) -> JSONResponse:

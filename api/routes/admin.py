@@ -21,7 +21,7 @@ from core.wiring import Parts
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 
-@router.post("/models", openapi_extra=body_schema(BaseModelCreate))
+@router.post("/models", openapi_extra=body_schema(BaseModelCreate) | {"x-also": [409]})
 def register_model(
     admin: AdminDep, parts: PartsDep, body: Annotated[Parsed[BaseModelCreate], Depends(json_body(BaseModelCreate))]
 ) -> BaseModelOut:
