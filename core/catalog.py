@@ -28,14 +28,15 @@ def limits(context_length: int | None, min_examples: int) -> dict[str, tuple[flo
 
 
 def recommended() -> dict[str, Any]:
-    """Values to begin with, under their names in ``ext``; "auto" is worked out from the data and told by the job."""
-    chosen = JobOptions()
+    """Values to begin with, as the parts of a job's body; "auto" is worked out from the data, and the job tells it."""
+    chosen, lora = JobOptions(), JobOptions().lora
     return {
-        "adapter": chosen.adapter,
-        "lora": {"rank": chosen.lora.rank, "alpha": 2 * chosen.lora.rank, "target_modules": chosen.lora.target_modules},
-        "prompt_loss_weight": chosen.prompt_loss_weight,
-        "optim": {"learning_rate": chosen.optim.learning_rate, "schedule": chosen.optim.schedule},
-        "epochs": "auto",
-        "batch_size": "auto",
-        "max_length": chosen.max_length,
+        "hyperparameters": {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"},
+        "ext": {
+            "adapter": chosen.adapter,
+            "lora": {"rank": lora.rank, "alpha": 2 * lora.rank, "target_modules": lora.target_modules},
+            "prompt_loss_weight": chosen.prompt_loss_weight,
+            "optim": {"learning_rate": chosen.optim.learning_rate, "schedule": chosen.optim.schedule},
+            "max_length": chosen.max_length,
+        },
     }

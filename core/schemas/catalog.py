@@ -33,7 +33,7 @@ class Offer(BaseModel):
     methods: dict[str, MethodOffer]
     limits: dict[str, Bounds]
     sizes: Sizes
-    recommended: dict[str, Any]  # Any: options of a job under their names in `ext`
+    recommended: dict[str, Any]  # Any: parts of the body that creates a job
     price: None = None
     """Nothing is charged."""
     created_at: int

@@ -278,12 +278,9 @@ def remove(session: Session, tenant: Tenant, id: str) -> Removal:
     name = runs.model_name(session, job)
     for table in (Event, Metric, Checkpoint):
         session.execute(delete(table).where(table.job_id == id))
-    session.execute(
-        delete(Permission).where(
-            Permission.project_id == tenant.project_id,
-            Permission.checkpoint.startswith(f"{name}:ckpt-step-", autoescape=True),
-        )
-    )
+    shared = Permission.checkpoint.startswith(f"{name}:ckpt-step-", autoescape=True)
+    for permission in session.scalars(tenancy.owned(Permission, tenant).where(shared)):
+        session.delete(permission)
     job.deleted_at = clock.now()
     job.prepared = None
     kept = session.scalars(tenancy.owned(File, tenant).where(File.job_id == id))

@@ -1,0 +1,62 @@
+"""/v1/fine_tuning/models"""
+
+import pytest
+
+from core.db.session import transaction
+from core.db.tables import BaseModel
+from core.wiring import Parts
+from tests.api.test_jobs import create
+from tests.conftest import Account
+
+
+@pytest.fixture(autouse=True)
+def _base(parts: Parts, base_model: BaseModel) -> None:
+    facts = {"parameters": 100, "bytes": 400, "hidden_size": 64, "layers": 2, "vocab_size": 512, "context_length": 256}
+    with transaction(parts.sessions) as session:
+        row = session.get_one(BaseModel, base_model.id)
+        row.facts, row.license = {**(row.facts or {}), **facts}, "apache-2.0"
+        session.add(BaseModel(id="base_late", name="not-yet", source="path:/x", status="registering"))
+
+
+def test_an_offer_says_what_can_be_done_with_a_model(account: Account) -> None:
+    (offer,) = account.http.get("/v1/fine_tuning/models").json()["data"]
+    assert (offer["id"], offer["aliases"]) == ("attune-tiny", ["gpt-4o-mini-2024-07-18"])
+    assert (offer["license"], offer["price"]) == ("apache-2.0", None)
+    assert offer["sizes"] == {
+        "parameters": 100,
+        "bytes": 400,
+        "hidden_size": 64,
+        "layers": 2,
+        "vocab_size": 512,
+        "context_length": 256,
+    }
+    assert offer["limits"]["max_length"] == {"min": 8, "max": 256}
+    assert offer["methods"]["supervised"]["formats"] == ["chat", "completion", "text"]
+
+
+def test_what_is_offered_is_taken_and_what_is_not_is_refused(account: Account) -> None:
+    (offer,) = account.http.get("/v1/fine_tuning/models").json()["data"]
+    for adapter in ("lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"):
+        answer = create(account, ext={"adapter": adapter})
+        assert (answer.status_code == 200) == (adapter in offer["methods"]["supervised"]["adapters"]), answer.text
+    for method in ("supervised", "dpo", "reinforcement"):
+        answer = create(account, method={"type": method})
+        assert (answer.status_code == 200) == (method in offer["methods"]), answer.text
+
+
+def test_the_bounds_are_those_of_a_job(account: Account) -> None:
+    (offer,) = account.http.get("/v1/fine_tuning/models").json()["data"]
+    for name, bounds in offer["limits"].items():
+        if name in ("n_epochs", "batch_size"):
+            most = create(account, hyperparameters={name: int(bounds["max"])})
+            more = create(account, hyperparameters={name: int(bounds["max"]) + 1})
+            assert (most.status_code, more.status_code) == (200, 400)
+    ranks = offer["limits"]["lora.rank"]
+    for rank, status in ((ranks["min"], 200), (ranks["max"], 200), (ranks["max"] + 1, 400), (ranks["min"] - 1, 400)):
+        assert create(account, ext={"lora": {"rank": int(rank)}}).status_code == status
+
+
+def test_the_recommended_values_can_be_used_as_they_are(account: Account) -> None:
+    (offer,) = account.http.get("/v1/fine_tuning/models").json()["data"]
+    answer = create(account, **offer["recommended"])
+    assert answer.status_code == 200, answer.text
