@@ -3,6 +3,7 @@
 #   PYTHON=/path/to/python3.11   which Python makes .venv
 #   PIP_ARGS="…"                 further arguments of pip install, e.g. another build of torch (README, "CUDA")
 #   ARGS="…"                     further arguments of the demo or of pytest
+#   FUZZ_CASES, FUZZ_SEED        how many requests `make fuzz` sends, and from which seed
 
 SHELL := /bin/sh
 VENV := .venv
@@ -44,6 +45,10 @@ proof: venv ## Run every test, however long
 
 bench-api: venv ## Measure the API under load (CHECK=1: status 1 when a figure is missed)
 	@$(PY) -m bench.api
+
+fuzz: venv ## Send FUZZ_CASES (50,000) generated requests to the API; FUZZ_SEED repeats an earlier run
+	@FUZZ_CASES="$${FUZZ_CASES:-50000}" FUZZ_SEED="$${FUZZ_SEED:-$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}" \
+		$(PY) -m pytest -q -s tests/flow/test_schemathesis.py $(ARGS)
 
 lock: ## Resolve pyproject.toml anew and write requirements.lock
 	@scripts/lock

@@ -92,7 +92,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     path = request.url.path
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["allow"] = ", ".join(_allowed(request))
+        headers["Allow"] = ", ".join(_allowed(request))
         message, code = f"{request.method} is not allowed on {path}.", "method_not_allowed"
     elif error.status_code == 404:
         absent = next((hint for prefix, hint in _ABSENT.items() if path.startswith(f"/v1/{prefix}")), None)

@@ -96,6 +96,7 @@ OBJECTS: dict[str, Json] = {
             "phase": "training",
             "phase_since": 1767225660,
             "phase_reason": None,
+            "queue": None,
             "progress": {"step": 40, "total_steps": 120, "epoch": 1.0, "percent": 33.3, "seconds_remaining": 840},
             "resolved": {"lora": {"rank": 16, "alpha": 32.0}, "optim": {"learning_rate": 0.0002}},
             "data": {"examples": 160, "truncated": 0, "dropped": 0},

@@ -45,6 +45,7 @@ _TAGS = {
 _PARAMETERS = {
     "model": "The model's name. A slash in it may be sent raw or as `%2F`.",
     "name": "The base model's name. A slash in it may be sent raw or as `%2F`.",
+    "checkpoint": "The name of a tuned model or of a checkpoint of one.",
     "after": "The last id of the page before.",
     "limit": "How many at most.",
     "order": "By time of creation.",

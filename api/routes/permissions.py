@@ -33,8 +33,9 @@ def list_permissions(
     after: AfterQuery = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
     order: Literal["ascending", "descending"] = "descending",
-    project_id: str | None = None,
+    project_id: Annotated[str | None, Query(description="Only what this project may see.")] = None,
 ) -> EndedPage[Permission]:
+    """Which other projects may see the checkpoint."""
     rows, more = permissions.list_of(
         session,
         tenant,

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.flow
 def test_no_request_breaks_the_service_or_its_document(servers: dict[str, str], tmp_path: Path) -> None:
     cases, seed = int(os.environ.get("FUZZ_CASES", "2000")), int(os.environ.get("FUZZ_SEED", "1"))
     # Fewer rounds for many cases: each begins with reading the document and going through its examples.
-    examples = 8 if cases <= 5000 else 60
+    examples = 6 if cases <= 5000 else 60
+    print(f"\nFUZZ_SEED={seed} FUZZ_CASES={cases}")
     with running(servers, tmp_path) as service:
         outcome = fuzz(service, tmp_path, cases=cases, seed=seed, examples=examples)
         alive = service.alive()

@@ -32,6 +32,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         kept = {key: case.body[key] for key in _KEPT if key in case.body}
         case.body = kept | {"model": SEEDED["base_model"], "training_file": SEEDED["training_file"]}
         case.headers.pop("X-Attune-Ext", None)
+    if operation == "permissions_create" and half:
+        case.body = {"project_ids": [SEEDED["other_project"]]}
     if operation == "uploads_complete" and half and _uploads:
         # Parts that add up to what was announced.
         upload = _uploads.pop()

@@ -19,7 +19,7 @@ _BINDINGS = {
     "path.model": "model",
     "path.name": "name",
     "path.webhook_endpoint_id": "webhook_endpoint_id",
-    "path.fine_tuned_model_checkpoint": "checkpoint",
+    "path.checkpoint": "model",
     "body.url": "url",
     "body.model": "model",
     "body.training_file": "training_file",
@@ -46,6 +46,7 @@ def fuzz(service: Service, folder: Path, *, cases: int, seed: int, examples: int
         number += 1
         outcome.cases += report["test_cases"]["generated"]
         outcome.operations |= report["valid_rates"].keys()
+        print(f"seed {seed + number - 1}: {outcome.cases:,} cases so far", flush=True)
         for operation, phases in report["valid_rates"].items():
             if any(rate["accepted"] for rate in phases.values()):
                 outcome.accepted.add(operation)
@@ -70,6 +71,7 @@ def _seeded(service: Service) -> dict[str, object]:
         "own_key": service.key_id,
         "base_model": BASE,
         "training_file": service.names["training_file"][0],
+        "other_project": service.other_project,
         "uploads": service.uploads,
     }
 

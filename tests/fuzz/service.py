@@ -14,7 +14,7 @@ import httpx
 from core import ids
 from core.config import Settings
 from core.db.session import engine, sessions, transaction
-from core.db.tables import ApiKey, Attempt, BaseModel, Checkpoint, Job, Project, TunedModel, Worker
+from core.db.tables import ApiKey, Attempt, BaseModel, Checkpoint, Job, Metric, Project, TunedModel, Worker
 from core.services import events, files, tenants
 from core.states import Phase, Status
 from core.storage import store as layout
@@ -45,6 +45,7 @@ class Service:
     key: str
     key_id: str
     log: Path
+    other_project: str = "proj_other"
     uploads: list[dict[str, object]] = field(default_factory=list)
     """Uploads that need nothing but to be completed."""
     names: dict[str, list[str]] = field(default_factory=dict)
@@ -117,6 +118,7 @@ def seed(service: Service, parts: Parts) -> None:
         own = session.query(ApiKey).one()
         project = session.get_one(Project, own.project_id)
         service.key_id = own.id
+        session.add(Project(id=service.other_project, organization_id=project.organization_id, name="other"))
         session.add(
             BaseModel(
                 id="base_tiny",
@@ -181,7 +183,10 @@ def seed(service: Service, parts: Parts) -> None:
             if status == Status.SUCCEEDED:
                 job.fine_tuned_model = f"ft:{BASE}:attune::{job.id[-8:]}"
                 models.append(job.fine_tuned_model)
+                models.append(f"{job.fine_tuned_model}:ckpt-step-2")
                 key = layout.run(job.id, 1, "metrics.csv")
+                parts.store.put(layout.run(job.id, 1, "trainer.log"), b"step 1\n")
+                session.add_all(_measured(job, step) for step in (1, 2))
                 parts.store.put(key, b"step,train_loss\n")
                 file = files.add_result(session, job, "metrics.csv", key, 16, "0" * 64)
                 session.flush()
@@ -206,8 +211,6 @@ def seed(service: Service, parts: Parts) -> None:
         "model": models,
         "name": [BASE],
         "training_file": file_ids[1:3],
-        "checkpoint": [f"{models[2]}:ckpt-step-2"],
-        "project_id": [tenant.project_id],
         "webhook_endpoint_id": endpoints,
         "url": [f"{service.url}/hook"],
     }
@@ -229,4 +232,19 @@ def _tried(job: Job, session: object) -> None:
             manifest_sha256="0" * 64,
             metrics={"train_loss": 0.5, "train_accuracy": 0.9},
         )
+    )
+
+
+def _measured(job: Job, step: int) -> Metric:
+    return Metric(
+        job_id=job.id,
+        step=step,
+        generation=1,
+        epoch=0.5 * step,
+        train_loss=1.0 / step,
+        learning_rate=1e-4,
+        grad_norm=1.0,
+        tokens=100,
+        trained_tokens=50,
+        seconds=0.1,
     )
