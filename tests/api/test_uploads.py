@@ -178,16 +178,18 @@ def test_what_is_no_part_is_a_400_and_leaves_nothing(account: Account, parts: Pa
     upload = create(account, 5).json()["id"]
     boundary = {"content-type": "multipart/form-data; boundary=x"}
     head = b'--x\r\ncontent-disposition: form-data; name="data"'
-    for content, headers, param in (
-        (b"{}", {"content-type": "application/json"}, None),
-        (b"", boundary, None),
-        (head + b'; filename="upload"\r\n\r\nab', boundary, None),
-        (head + b"\r\n\r\nab\r\n--x--\r\n", boundary, "data"),
-        (head + b'; filename="upload"\r\n\r\n\r\n--x--\r\n', boundary, "data"),
-        (b'--x\r\ncontent-disposition: form-data; name="other"\r\n\r\nab\r\n--x--\r\n', boundary, "data"),
+    other = b'--x\r\ncontent-disposition: form-data; name="other"\r\n\r\nab\r\n--x--\r\n'
+    for content, headers, param, said in (
+        (b"{}", {"content-type": "application/json"}, None, "multipart/form-data"),
+        (b"", boundary, None, "ended before"),
+        (head + b'; filename="upload"\r\n\r\nab', boundary, None, "ended before"),
+        (head + b"\r\n\r\nab\r\n--x--\r\n", boundary, "data", "must be a file"),
+        (head + b'; filename="upload"\r\n\r\n\r\n--x--\r\n', boundary, "data", "empty"),
+        (other, boundary, "data", "missing"),
     ):
         answer = account.http.post(f"/v1/uploads/{upload}/parts", content=content, headers=headers)
         assert fault(answer)[:2] == (400, param), answer.text
+        assert said in answer.json()["error"]["message"]
     assert stored(parts, upload) == []
     assert rows(parts, upload) == []
 
