@@ -54,6 +54,9 @@ def test_a_run_resumed_from_a_checkpoint_equals_the_one_never_stopped(
     assert resumed.status == 0
     assert resumed.events("started")[0]["resumed_from_step"] == step
     assert resumed.events("message") == []
+    # What followed the step was done before the checkpoint was written, and is not done again.
+    assert [event["step"] for event in resumed.events("eval")] == [n for n in (5, 10, 12) if n > step]
+    assert [event["step"] for event in resumed.events("checkpoint")] == list(range(step + 1, STEPS + 1))
     same_from(resumed, whole, step)
 
 
