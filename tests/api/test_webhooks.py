@@ -23,8 +23,8 @@ PUBLIC = "https://8.8.8.8/hook"
 
 
 @pytest.fixture(autouse=True)
-def _short(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts.settings, "webhook_timeout_seconds", 1)
+def _settings(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.settings, "webhook_timeout_seconds", 20)
 
 
 def create(account: Account, **body: Any) -> httpx.Response:

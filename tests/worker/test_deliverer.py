@@ -36,7 +36,7 @@ client = OpenAI(api_key="x", base_url="http://127.0.0.1:1")
 def _settings(base_model: BaseModel, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Receivers of this machine, and a base model to name."""
     monkeypatch.setattr(parts.settings, "webhook_allow", "127.0.0.1")
-    monkeypatch.setattr(parts.settings, "webhook_timeout_seconds", 2)
+    monkeypatch.setattr(parts.settings, "webhook_timeout_seconds", 20)
 
 
 @pytest.fixture

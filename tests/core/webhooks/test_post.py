@@ -24,7 +24,7 @@ BODY = {
     "type": "fine_tuning.job.succeeded",
     "data": {"id": "ftjob-ü"},
 }
-SETTINGS = Settings(webhook_allow="127.0.0.1,hooks.test", webhook_timeout_seconds=5)
+SETTINGS = Settings(webhook_allow="127.0.0.1,hooks.test", webhook_timeout_seconds=20)
 client = OpenAI(api_key="x", base_url="http://127.0.0.1:1")
 
 
