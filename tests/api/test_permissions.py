@@ -96,13 +96,14 @@ def test_a_permission_lets_a_project_see_and_download_until_it_is_withdrawn(
     parts: Parts, accounts: Accounts, account: Account, job_id: str, checkpoint: str
 ) -> None:
     model = made.succeeded(parts, account, job_id)
-    friend = accounts.make("friend")
+    friend, bystander = accounts.make("friend"), accounts.make("bystander")
     for name in (model, checkpoint):
         paths = [f"/v1/models/{name}/artifacts"] + [f"/v1/models/{name}"] * (name == model)
         assert [friend.http.get(path).status_code for path in paths] == [404] * len(paths)
         body = {"project_ids": [friend.tenant.project_id]}
         permission = account.http.post(url(name), json=body).json()["data"][0]["id"]
         assert [friend.http.get(path).status_code for path in paths] == [200] * len(paths)
+        assert [bystander.http.get(path).status_code for path in paths] == [404] * len(paths)
         entry = friend.http.get(paths[0]).json()["files"][0]
         assert httpx.get(entry["url"]).status_code == 200
         # To use is not to own.
