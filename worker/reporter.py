@@ -1,5 +1,6 @@
 """From a trainer's events.jsonl to rows: read what was appended, write it through the fence, in order."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ class Reporter:
         manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix)
         with self._fenced() as (session, job):
             runs.checkpointed(session, job, line, prefix, manifest, sha256)
+        # It is in the store now: a long run must not fill this machine's disk with what nobody reads.
+        shutil.rmtree(self._folder / line["path"])
 
     def _fenced(self) -> Any:  # Any: the context manager of fenced(), whose type has no short name
         return fenced(self._sessions, Job, self._claim.id, self._claim.generation)
