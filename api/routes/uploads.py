@@ -28,7 +28,7 @@ _FORM: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary"}},
+                    "properties": {"data": {"type": "string", "format": "binary", "minLength": 1}},
                 }
             }
         },
