@@ -21,9 +21,11 @@ from core.db.tables import UploadPart, WorkItem
 from core.queue import claims
 from core.services import joins
 from core.storage import s3
+from core.storage.writer import Writer
 from core.wiring import Parts
 from tests.conftest import Account, chat_rows
 from worker import joining, reconciler
+from worker.lease import Lease
 from worker.runner import Runner
 from worker.slot import Slot
 
@@ -235,32 +237,34 @@ def test_a_killed_worker_is_repeated(bench: Bench) -> None:
 
 
 def _interrupted(bench: Bench, monkeypatch: pytest.MonkeyPatch, at: str, meanwhile: Callable[[], None]) -> None:
-    """Join once; ``meanwhile`` happens before the first piece is read, or just before the end is written."""
+    """Join once; ``meanwhile`` happens just before this point of it is reached for the first time."""
     happened = threading.Event()
-    feed, settle = joining._Pass.feed, joining._settle
+    owner, name = {
+        "the beginning": (joins, "forget_tries"),
+        "the first piece": (joining._Pass, "feed"),
+        "the last byte": (Writer, "finish"),
+        "the end": (joining, "_settle"),
+    }[at]
+    reached = getattr(owner, name)
 
-    def fed(self: joining._Pass, piece: bytes) -> None:
-        if at == "first piece" and not happened.is_set():
+    def interrupted(*arguments: Any) -> None:
+        if not happened.is_set():
             happened.set()
             meanwhile()
-        feed(self, piece)
+        reached(*arguments)
 
-    def settled(*arguments: Any) -> None:
-        if at == "the end" and not happened.is_set():
-            happened.set()
-            meanwhile()
-        settle(*arguments)
-
-    monkeypatch.setattr(joining._Pass, "feed", fed)
-    monkeypatch.setattr(joining, "_settle", settled)
+    monkeypatch.setattr(owner, name, interrupted)
     assert bench.runner.work_once()
     assert happened.is_set()
 
 
-@pytest.mark.parametrize("at", ["first piece", "the end"])
-def test_a_late_worker_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+@pytest.mark.parametrize("at", ["the beginning", "the first piece", "the last byte", "the end"])
+@pytest.mark.parametrize("sizes", [(6 * MIB, 2 * MIB, 3), (200, 3)], ids=["copied", "written"])
+def test_a_late_worker_changes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, at: str, sizes: tuple[int, ...]
+) -> None:
     """It slept for longer than its lease; its successor has joined the parts and removed them."""
-    pieces = [noise(6 * MIB), noise(2 * MIB), b"end"]
+    pieces = [noise(size) for size in sizes]
     upload, file = bench.completed(pieces)
 
     def meanwhile() -> None:
@@ -273,7 +277,7 @@ def test_a_late_worker_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyP
     assert bench.item().status == "done"
 
 
-@pytest.mark.parametrize("at", ["first piece", "the end"])
+@pytest.mark.parametrize("at", ["the first piece", "the end"])
 def test_a_file_that_is_deleted_meanwhile_leaves_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -285,7 +289,7 @@ def test_a_file_that_is_deleted_meanwhile_leaves_nothing(
 
 def test_a_draining_worker_hands_it_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     upload, file = bench.completed([noise(6 * MIB), b"end"])
-    _interrupted(bench, monkeypatch, "first piece", bench.draining.set)
+    _interrupted(bench, monkeypatch, "the first piece", bench.draining.set)
     item = bench.item()
     assert (item.status, item.losses, item.lease_until) == ("waiting", 0, None)
     assert not any(key.startswith("files/") for key in bench.left(upload, file))
@@ -298,10 +302,10 @@ def test_a_worker_that_lost_its_lease_stops_reading(bench: Bench, monkeypatch: p
     pieces = [noise(3 * MIB)]
     upload, file = bench.completed(pieces)
     seen = 0
-    lease: list[joining.Lease] = []
+    lease: list[Lease] = []
     entered = joining.join
 
-    def joined(parts: Parts, item: WorkItem, claim: Any, held: joining.Lease, draining: threading.Event) -> None:
+    def joined(parts: Parts, item: WorkItem, claim: Any, held: Lease, draining: threading.Event) -> None:
         lease.append(held)
         entered(parts, item, claim, held, draining)
 
@@ -331,6 +335,8 @@ def test_a_part_that_is_gone_ends_it_with_a_sentence(bench: Bench) -> None:
     assert bench.file(file)["status"] == "error"
     assert "Part 2 of the upload" in bench.file(file)["status_details"]
     assert bench.item().status == "failed"
+    # The first part was copied by then; only the parts themselves wait for the sweep.
+    assert not any(key.startswith("files/") for key in bench.left(upload, file))
     reconciler.sweep(bench.parts)
     assert bench.left(upload, file) == []
 
