@@ -289,6 +289,18 @@ def next_arrives(parts: Parts, account: Account, base: str, app: FastAPI, job_id
         return time.monotonic() - began
 
 
+def test_followers_at_different_places_share_what_is_read(parts: Parts, account: Account, job_id: str) -> None:
+    append(parts, account, job_id, "a", "b", "c")
+    with served(parts) as (base, app), stream(account, base, job_id) as first:
+        until_connected(account, app, job_id, 1)
+        newest = app.state.live._topics[job_id].newest
+        with stream(account, base, job_id, newest - 2) as second:
+            until_connected(account, app, job_id, 2)
+            append(parts, account, job_id, "d", end=True)
+            assert list(numbers(second.iter_lines())) == list(range(newest - 1, newest + 3))
+        assert list(numbers(first.iter_lines())) == list(range(1, newest + 3))
+
+
 def test_without_a_listener_a_stream_lives_on_polling(
     parts: Parts, account: Account, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
