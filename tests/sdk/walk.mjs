@@ -13,7 +13,8 @@ const { VERSION } = packages("openai/version");
 
 const MODEL = "attune/tiny";
 const TAG = randomUUID().slice(0, 8);
-const client = new OpenAI();
+// This SDK sends what gives permissions with an administrator's key only; here the project's own is enough.
+const client = new OpenAI({ adminAPIKey: process.env.OPENAI_API_KEY });
 const jobs = client.fineTuning.jobs;
 const walked = [];
 
