@@ -25,6 +25,7 @@ from tests.conftest import Account, Accounts, chat_rows
         ("GET", "/v1/fine_tuning/jobs?limit=abc", 400, "limit"),
         ("GET", "/v1/fine_tuning/jobs?limit=101", 400, "limit"),
         ("GET", "/v1/files/%00", 400, "NUL"),
+        ("GET", "/v1/files?after=", 400, "after"),
     ],
 )
 def test_every_refusal_is_the_envelope(account: Account, method: str, path: str, status: int, word: str) -> None:
@@ -34,6 +35,21 @@ def test_every_refusal_is_the_envelope(account: Account, method: str, path: str,
     assert set(error) == {"message", "type", "param", "code"}
     assert word in error["message"]
     assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/files", "GET, POST"),
+        ("/v1/files/file-abc/content", "GET, HEAD"),
+        ("/v1/models/org/name", "GET, DELETE"),
+        ("/healthz", "GET"),
+    ],
+)
+def test_a_405_names_every_method_of_the_path(account: Account, path: str, allowed: str) -> None:
+    answer = account.http.put(path)
+    assert answer.status_code == 405
+    assert answer.headers.get_list("allow") == [allowed]
 
 
 def test_a_database_that_is_away_is_a_503_with_retry_after(accounts: Accounts, account: Account, parts: Parts) -> None:
