@@ -371,6 +371,8 @@ def test_an_interrupt_leaves_the_job_running(up: Up, base: str, rows: Path) -> N
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background, a shell has had interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert watching.stdout is not None
     watching.stdout.readline()
