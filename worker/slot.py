@@ -5,6 +5,7 @@ The parent-death signal follows the *thread* that spawned the child, so a slot b
 long as the worker.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -115,7 +116,9 @@ class Child:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # A command that the child did not live to read is flushed once more, into nothing.
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class Slot:
