@@ -153,7 +153,8 @@ def test_the_order_is_the_one_given_at_completion(bench: Bench) -> None:
 
 
 def test_memory_stays_flat(bench: Bench) -> None:
-    pieces = [noise(20 * MIB), noise(20 * MIB), noise(4 * MIB), noise(4 * MIB)]
+    # Copied, and written: neither may gather in memory.
+    pieces = [noise(20 * MIB), *[noise(4 * MIB)] * 6]
     _, file = bench.completed(pieces)
     tracemalloc.start()
     bench.runner.work_once()
@@ -234,6 +235,16 @@ def test_a_killed_worker_is_repeated(bench: Bench) -> None:
     assert bench.runner.work_once()
     assert bench.content(file) == b"".join(pieces)
     assert bench.left(upload, file) == [f"files/{file}/gen-3"]
+
+
+def test_only_the_tries_that_are_named_are_forgotten(bench: Bench) -> None:
+    """``gen-1`` is how ``gen-10`` begins."""
+    begun = bench.parts.store.multipart("files/file-ten/gen-10")
+    begun.part(noise(5 * MIB))
+    joins.forget_tries(bench.parts.store, "file-ten", 9)
+    begun.part(b"end")
+    begun.complete()
+    assert bench.parts.store.size("files/file-ten/gen-10") == 5 * MIB + 3
 
 
 def _interrupted(bench: Bench, monkeypatch: pytest.MonkeyPatch, at: str, meanwhile: Callable[[], None]) -> None:
