@@ -43,15 +43,28 @@ def next_job(session: Session, status: Status, worker_id: str, settings: Setting
         )
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
     )
-    if status != Status.QUEUED:
+    if status != Status.QUEUED or settings.max_running_jobs is None:
         return _claim(session, waiting, worker_id, settings)
-    while (job := session.scalar(waiting.limit(1).with_for_update(skip_locked=True))) is not None:
-        if quotas.may_run(session, job.project_id, settings):
-            return _own(session, job, worker_id, settings)
-        # Its project has as many running as it may: look further, among the other projects' jobs.
+    while True:
+        # Rolling back to the savepoint lets go of a project that is full, so no claim ever waits for one project while
+        # it holds another: two claims that look through the same projects can't lock each other out.
+        attempt = session.begin_nested()
+        job = session.scalar(waiting.limit(1).with_for_update(skip_locked=True))
+        if job is None or quotas.may_run(session, job.project_id, settings):
+            attempt.commit()
+            return None if job is None else _own(session, job, worker_id, settings)
+        job_id, project_id = job.id, job.project_id
+        attempt.rollback()
+        _tell_of_quota(session, job_id)
+        waiting = waiting.where(Job.project_id != project_id)
+
+
+def _tell_of_quota(session: Session, job_id: str) -> None:
+    """The job shows why it waits. Whoever else has its row just now may leave that to the next claim."""
+    waiting = select(Job).where(Job.id == job_id, Job.lease_until.is_(None), Job.status == Status.QUEUED)
+    job = session.scalar(waiting.with_for_update(skip_locked=True).execution_options(populate_existing=True))
+    if job is not None and job.phase == Phase.QUEUED:
         moves.move(job, Status.QUEUED, Phase.WAITING_FOR_QUOTA, "the project has as many running jobs as it may")
-        waiting = waiting.where(Job.project_id != job.project_id)
-    return None
 
 
 def next_item(session: Session, worker_id: str, settings: Settings) -> WorkItem | None:

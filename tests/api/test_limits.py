@@ -65,6 +65,7 @@ def test_stored_bytes_are_limited_and_nothing_is_kept_of_what_is_refused(parts: 
     assert len(account.http.get("/v1/files").json()["data"]) == 2
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_running_jobs_are_limited_under_concurrent_claims(
     parts: Parts, accounts: Accounts, account: Account, base_model: object
 ) -> None:
