@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import download
 import evaluate
 import show
 from evaluate import Answerer, Example
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -207,7 +207,13 @@ def tune(client: OpenAI) -> FineTuningJob:
         extra_body={"ext": EXT},
     )
     say(f"created {job.id}")
-    job = follow(client, job)
+    try:
+        job = follow(client, job)
+    except BaseException:
+        # Nobody waits for it any more, and the next demo's job would wait behind it.
+        with suppress(OpenAIError):
+            client.fine_tuning.jobs.cancel(job.id)
+        raise
     if job.status != "succeeded":
         raise Failed(f"The job {job.status}: {job.error.message if job.error else 'no reason was given'}")
     ext = extension(job)

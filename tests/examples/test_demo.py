@@ -107,3 +107,21 @@ def test_base_files_that_are_there_already_are_not_fetched_again(tmp_path: Path)
     (tmp_path / "config.json").write_bytes(b"[]")
     with pytest.raises(Exception, match=r"nowhere|resolution|resolve|known|connect"):
         download.base([entry], tmp_path)
+
+
+def test_an_interrupted_demo_cancels_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the next demo's job would wait behind it."""
+    cancelled: list[str] = []
+    made = SimpleNamespace(id="ftjob-1", status="queued")
+    client: Any = SimpleNamespace(
+        files=SimpleNamespace(create=lambda **_: SimpleNamespace(id="file-1")),
+        fine_tuning=SimpleNamespace(jobs=SimpleNamespace(create=lambda **_: made, cancel=cancelled.append)),
+    )
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.tune(client)
+    assert cancelled == ["ftjob-1"]
