@@ -112,16 +112,16 @@ class Runner:
     def _train(self, job: Job, claim: Claim) -> None:
         assert job.prepared is not None
         with self._folder(claim) as folder:
+            # One child for the whole claim: what the lease has killed while the folder was filled stays dead.
             child = self.slot.prepare()
-            with Lease(self.parts.sessions, claim, self.parts.settings, self.slot.kill) as lease:
+            with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
                 base, resume = self._stage(job, claim, folder)
-                child = self.slot.take(base)
+                self.slot.remember(base)
                 spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
                 reporter = Reporter(self.parts.sessions, self.parts.store, claim, folder, spec.total_steps)
                 if job.wish in _STOPS:
                     (folder / STOP).write_text(_STOPS[Wish(job.wish)])
-                if not lease.lost.is_set():
-                    child.start(folder)
+                child.start(folder)
                 status = self._watch(child, folder, lease, reporter)
                 self._keep_log(claim, child)
                 self._finish_training(claim, folder, lease, reporter, status, resume)
@@ -216,7 +216,7 @@ class Runner:
     def _prepare_job(self, job: Job, claim: Claim) -> None:
         with self._folder(claim) as folder:
             child = self.slot.prepare()
-            with Lease(self.parts.sessions, claim, self.parts.settings, self.slot.kill) as lease:
+            with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
                 if not preparation.stage_job(self.parts, self.cache, job, claim, folder):
                     return
                 status = self._run_child(child, folder, lease, None)
@@ -233,7 +233,7 @@ class Runner:
     def _settle_item(self, item: WorkItem, claim: Claim) -> None:
         with self._folder(claim) as folder:
             child = self.slot.prepare()
-            with Lease(self.parts.sessions, claim, self.parts.settings, self.slot.kill) as lease:
+            with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
                 preparation.stage_item(self.parts, item, folder)
                 progress = preparation.Progress(self.parts, item, claim, folder)
                 status = self._run_child(child, folder, lease, progress)
@@ -252,8 +252,7 @@ class Runner:
 
     def _run_child(self, child: Child, folder: Path, lease: Lease, progress: preparation.Progress | None) -> int | None:
         """The child's exit status; None when it was ended because this worker drains."""
-        if not lease.lost.is_set():
-            child.start(folder)
+        child.start(folder)
         while (status := child.wait(_TICK)) is None:
             if progress is not None:
                 progress.pump()

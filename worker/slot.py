@@ -147,18 +147,9 @@ class Slot:
                 self._child.preload(self._last_base)
         return self._child
 
-    def take(self, base: Path | None = None) -> Child:
-        """The child, for one folder. The caller gives it back with :meth:`done`."""
-        child = self.prepare()
-        if base is not None:
-            self._last_base = base
-        return child
-
-    def kill(self) -> None:
-        """End the child that runs now. Called from the lease's thread."""
-        child = self._child
-        if child is not None:
-            child.kill()
+    def remember(self, base: Path) -> None:
+        """The next child loads this base model while it waits."""
+        self._last_base = base
 
     def done(self) -> None:
         """The child has ended, or must: the next one is spawned when the slot is asked for it."""

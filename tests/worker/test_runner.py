@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from core.db.session import transaction
 from core.db.tables import BaseModel, Checkpoint, File, Job, Metric
@@ -156,6 +157,29 @@ def test_a_child_that_dies_before_it_hears_of_its_job_is_a_loss_and_not_the_end_
     assert runner.work_once()
     assert ended(parts, id).error is not None
     assert not runner.work_once()
+
+
+def test_a_job_that_is_cancelled_while_its_model_is_fetched_is_never_trained(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease kills the idle child then; a new one in its place would not know that it must not start."""
+    id = queued(parts, account, base_model, seed=1)
+    quick = parts.settings.model_copy(update={"heartbeat_seconds": 0.05})
+    runner.parts = Parts(quick, parts.sessions, parts.store, parts.doorbell)
+    fetch = runner.cache.fetch
+    idle = runner.slot.prepare()
+
+    def slowly(*arguments: Any) -> Path:
+        with transaction(parts.sessions) as session:
+            session.execute(update(Job).where(Job.id == id).values(wish="cancel"))
+        assert idle.wait(5) is not None
+        return fetch(*arguments)
+
+    monkeypatch.setattr(runner.cache, "fetch", slowly)
+    assert runner.work_once()
+    with transaction(parts.sessions) as session:
+        assert session.scalars(select(Metric.step)).all() == []
+    assert ended(parts, id).status == "cancelled"
 
 
 def test_damaged_tokens_end_the_job_before_any_training(
