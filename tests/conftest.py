@@ -120,7 +120,7 @@ class Accounts:
                 session.add(project)
                 session.flush()
             row, secret = keys.create(session, project.id, name, scopes or ["read", "train"])
-            tenant = tenants.of_key(session, row)
+            tenant = tenants.of_key(row, session.get_one(Organization, project.organization_id))
         client = TestClient(
             self._app.app,
             headers={"Authorization": f"Bearer {secret}"},

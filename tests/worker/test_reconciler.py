@@ -11,6 +11,7 @@ from core.db.session import transaction
 from core.db.tables import File, WorkItem
 from core.wiring import Parts
 from tests.conftest import Account, Rings
+from tests.rows import file_row
 from worker import reconciler
 
 
@@ -19,19 +20,7 @@ def expired(parts: Parts, account: Account) -> str:
     """The key of a file whose time is over."""
     parts.store.put("files/file-old", b"x")
     with transaction(parts.sessions) as session:
-        session.add(
-            File(
-                id="file-old",
-                project_id=account.tenant.project_id,
-                purpose="user_data",
-                filename="a",
-                bytes=1,
-                sha256="0",
-                storage_key="files/file-old",
-                status="processed",
-                expires_at=clock.now() - timedelta(seconds=1),
-            )
-        )
+        session.add(file_row(account, "file-old", purpose="user_data", expires_at=clock.now() - timedelta(seconds=1)))
     return "files/file-old"
 
 
@@ -55,18 +44,7 @@ def test_a_second_copy_stands_aside(parts: Parts, expired: str) -> None:
 def test_a_work_item_of_a_lost_worker_waits_again_and_ends_after_too_many(parts: Parts, account: Account) -> None:
     settings: Settings = parts.settings
     with transaction(parts.sessions) as session:
-        session.add(
-            File(
-                id="file-x",
-                project_id=account.tenant.project_id,
-                purpose="fine-tune",
-                filename="a",
-                bytes=1,
-                sha256="0",
-                storage_key="files/file-x",
-                status="uploaded",
-            )
-        )
+        session.add(file_row(account, "file-x", status="uploaded"))
         session.add(WorkItem(id="item_x", kind="check_file", subject_id="file-x"))
     for n in range(1, settings.max_attempts + 1):
         with transaction(parts.sessions) as session:

@@ -10,10 +10,10 @@ from sqlalchemy import select, update
 
 from core.db.session import transaction
 from core.db.tables import BaseModel, Checkpoint, File, Job, Metric
-from core.states import Phase, Status
 from core.storage import store as layout
 from core.wiring import Parts
 from tests.conftest import Account
+from tests.rows import file_row, job_row
 from worker import slot
 from worker.runner import Runner
 from worker.slot import Slot
@@ -66,32 +66,15 @@ def queued(parts: Parts, account: Account, base: BaseModel, seed: int) -> str:
     parts.store.put("prepared/x/train.safetensors", b"tokens")
     tokens = {"key": "prepared/x/train.safetensors", "sha256": _TOKENS}
     with transaction(parts.sessions) as session:
-        file = File(
-            id="file-x",
-            project_id=account.tenant.project_id,
-            purpose="fine-tune",
-            filename="a",
-            bytes=1,
-            sha256="0",
-            storage_key="k",
-            status="processed",
-        )
+        file = file_row(account, "file-x")
         session.add(file)
         session.flush()
-        job = Job(
-            id=f"ftjob-seed{seed}",
-            project_id=account.tenant.project_id,
-            model=base.name,
-            base_model_id=base.id,
-            training_file=file.id,
+        job = job_row(
+            account,
+            base,
+            file,
+            f"ftjob-seed{seed}",
             seed=seed,
-            method={"type": "supervised", "supervised": {"hyperparameters": {}}},
-            options={},
-            status=Status.QUEUED,
-            phase=Phase.QUEUED,
-            event_count=0,
-            losses=0,
-            last_event_step=0,
             resolved=RESOLVED | {"seed": seed},
             prepared={"files": {"train.safetensors": tokens}, "base": {"name": base.name, "sha256": "0" * 64}},
         )

@@ -9,7 +9,7 @@ from sqlalchemy import select, text, update
 
 from core import clock
 from core.db.session import transaction
-from core.db.tables import BaseModel, Event, File, Job, Metric
+from core.db.tables import BaseModel, Event, Job, Metric
 from core.errors import LostAuthority
 from core.queue import claims
 from core.queue.claims import Claim
@@ -18,6 +18,7 @@ from core.services import moves, runs, steering, sweeps, workers
 from core.states import Phase, Status, Wish
 from core.wiring import Parts
 from tests.conftest import Account
+from tests.rows import file_row, job_row
 
 MakeJob = Callable[..., str]
 
@@ -26,29 +27,10 @@ MakeJob = Callable[..., str]
 def make_job(parts: Parts, account: Account, base_model: BaseModel) -> MakeJob:
     def make(name: str, **fields: object) -> str:
         with transaction(parts.sessions) as session:
-            file = File(
-                id=f"file-{name}",
-                project_id=account.tenant.project_id,
-                purpose="fine-tune",
-                filename="a",
-                bytes=1,
-                sha256="0",
-                storage_key="k",
-                status="processed",
-            )
+            file = file_row(account, f"file-{name}")
             session.add(file)
             session.flush()
-            job = Job(
-                id=f"ftjob-{name}",
-                project_id=account.tenant.project_id,
-                model="attune-tiny",
-                base_model_id=base_model.id,
-                training_file=file.id,
-                seed=0,
-                method={"type": "supervised", "supervised": {"hyperparameters": {}}},
-                options={},
-                **{"status": Status.QUEUED, "phase": Phase.QUEUED, "event_count": 0, "losses": 0, **fields},
-            )
+            job = job_row(account, base_model, file, f"ftjob-{name}", **fields)
             session.add(job)
         return job.id
 
