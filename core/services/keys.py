@@ -2,11 +2,11 @@
 
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from core import clock, ids
-from core.db.tables import ApiKey
+from core.db.tables import ApiKey, Organization, Project
 from core.db.tenancy import Tenant
 from core.errors import NotFound, Unauthenticated
 from core.services import tenants
@@ -17,21 +17,22 @@ _USED_EVERY = timedelta(minutes=1)
 
 def authenticate(session: Session, secret: str) -> Tenant:
     """Whose key this is; raises Unauthenticated."""
-    row = None
+    found = None
     if ids.looks_like_key(secret):
-        row = session.scalar(select(ApiKey).where(ApiKey.hash == ids.key_hash(secret), ApiKey.revoked_at.is_(None)))
-    if row is None:
+        # One question, since every request asks it: the key, whose it is, and whether its last use must be noted.
+        stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < clock.now() - _USED_EVERY)
+        found = session.execute(
+            select(ApiKey, Organization, stale)
+            .join(Project, Project.id == ApiKey.project_id)
+            .join(Organization, Organization.id == Project.organization_id)
+            .where(ApiKey.hash == ids.key_hash(secret), ApiKey.revoked_at.is_(None))
+        ).one_or_none()
+    if found is None:
         raise Unauthenticated("Incorrect API key provided. Make one with `attune keys create`.")
-    session.execute(
-        update(ApiKey)
-        .where(
-            ApiKey.id == row.id,
-            or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < clock.now() - _USED_EVERY),
-        )
-        .values(last_used_at=clock.now())
-        .execution_options(synchronize_session=False)
-    )
-    return tenants.of_key(session, row)
+    key, organization, unnoted = found
+    if unnoted:
+        key.last_used_at = clock.now()
+    return tenants.of_key(key, organization)
 
 
 def create(session: Session, project_id: str, name: str, scopes: list[str]) -> tuple[ApiKey, str]:

@@ -27,11 +27,9 @@ def default(session: Session, organization: str) -> Project:
     return project
 
 
-def of_key(session: Session, key: ApiKey) -> Tenant:
-    project = session.get_one(Project, key.project_id)
-    organization = session.get_one(Organization, project.organization_id)
+def of_key(key: ApiKey, organization: Organization) -> Tenant:
     return Tenant(
-        project_id=project.id,
+        project_id=key.project_id,
         organization_id=organization.id,
         organization=organization.name,
         key_id=key.id,
