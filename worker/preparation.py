@@ -125,14 +125,13 @@ def _result(folder: Path, status: int, last_words: str) -> Result:
 
 def stage_item(parts: Parts, item: WorkItem, folder: Path) -> None:
     spec: Spec
-    with transaction(parts.sessions) as session:
-        if item.kind == ItemKind.CHECK_FILE:
-            file = session.get_one(File, item.subject_id)
-        else:
-            base = session.get_one(BaseModel, item.subject_id)
     if item.kind == ItemKind.CHECK_FILE:
+        with transaction(parts.sessions) as session:
+            file = session.get_one(File, item.subject_id)
         spec = CheckFile(path=stage.download(parts.store, file.storage_key, file.sha256, folder / "file.data"))
     else:
+        with transaction(parts.sessions) as session:
+            base = session.get_one(BaseModel, item.subject_id)
         spec = RegisterModel(
             source=base.source,
             revision=base.revision,
@@ -171,11 +170,11 @@ class Progress:
 
 
 def finish_item(
-    parts: Parts, cache: ModelCache, item: WorkItem, claim: Claim, folder: Path, status: int, last_words: str
+    parts: Parts, cache: ModelCache, claim: Claim, folder: Path, progress: Progress, status: int, last_words: str
 ) -> None:
     result = _result(folder, status, last_words)
     if result.facts is not None:
-        _store_base_model(parts, cache, item, claim, folder, result.facts)
+        _store_base_model(parts, cache, folder, result.facts, progress)
     with fenced(parts.sessions, WorkItem, claim.id, claim.generation) as (session, row):
         if result.report is not None:
             files.settle(session.get_one(File, row.subject_id), result.report)
@@ -189,10 +188,7 @@ def finish_item(
         parts.doorbell.ring("prepare")
 
 
-def _store_base_model(
-    parts: Parts, cache: ModelCache, item: WorkItem, claim: Claim, folder: Path, facts: Facts
-) -> None:
-    progress = Progress(parts, item, claim, folder)
+def _store_base_model(parts: Parts, cache: ModelCache, folder: Path, facts: Facts, progress: Progress) -> None:
     sent = 0
     for entry in facts.files:
         progress.say(round(100 * sent / facts.bytes, 1), f"storing {entry.path}")

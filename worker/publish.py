@@ -12,27 +12,14 @@ from sqlalchemy.orm import Session
 
 from core.db.tables import Metric
 from core.errors import Conflict
+from core.schemas.metrics import KEYS
 from core.storage.store import Store
 from worker.folder import Manifest
 
 MANIFEST = "manifest.json"
 
-# OpenAI's five columns in their order, then ours.
-_COLUMNS = {
-    "step": "step",
-    "train_loss": "train_loss",
-    "train_accuracy": "train_accuracy",
-    "valid_loss": "valid_loss",
-    "valid_mean_token_accuracy": "valid_accuracy",
-    "epoch": "epoch",
-    "completion_loss": "completion_loss",
-    "valid_completion_loss": "valid_completion_loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "tokens": "tokens",
-    "trained_tokens": "trained_tokens",
-    "seconds": "seconds",
-}
+# OpenAI's five columns in their order, then ours: a heading and the column of the table.
+_COLUMNS = {"step": "step", **KEYS}
 
 
 def folder(store: Store, source: Path, prefix: str) -> tuple[dict[str, Any], str]:

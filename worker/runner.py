@@ -6,8 +6,6 @@ that the user can act on; the child's own words are kept as the job's log.
 
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +109,20 @@ class Runner:
 
     def _train(self, job: Job, claim: Claim) -> None:
         assert job.prepared is not None
-        with self._folder(claim) as folder:
-            # One child for the whole claim: what the lease has killed while the folder was filled stays dead.
-            child = self.slot.prepare()
-            with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
-                base, resume = self._stage(job, claim, folder)
-                self.slot.remember(base)
-                spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
-                reporter = Reporter(self.parts.sessions, self.parts.store, claim, folder, spec.total_steps)
-                if job.wish in _STOPS:
-                    (folder / STOP).write_text(_STOPS[Wish(job.wish)])
-                child.start(folder)
-                status = self._watch(child, folder, lease, reporter)
-                self._keep_log(claim, child)
-                self._finish_training(claim, folder, lease, reporter, status, resume)
+        folder = self._folder(claim)
+        # One child for the whole claim: what the lease has killed while the folder was filled stays dead.
+        child = self.slot.prepare()
+        with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
+            base, resume = self._stage(job, claim, folder)
+            self.slot.remember(base)
+            spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
+            reporter = Reporter(self.parts.sessions, self.parts.store, claim, folder, spec.total_steps)
+            if job.wish in _STOPS:
+                (folder / STOP).write_text(_STOPS[Wish(job.wish)])
+            child.start(folder)
+            status = self._watch(child, folder, lease, reporter)
+            self._keep_log(claim, child)
+            self._finish_training(claim, folder, lease, reporter, status, resume)
 
     def _stage(self, job: Job, claim: Claim, folder: Path) -> tuple[Path, Path | None]:
         with transaction(self.parts.sessions) as session:
@@ -214,36 +212,36 @@ class Runner:
     # -- the prepare queue
 
     def _prepare_job(self, job: Job, claim: Claim) -> None:
-        with self._folder(claim) as folder:
-            child = self.slot.prepare()
-            with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
-                if not preparation.stage_job(self.parts, self.cache, job, claim, folder):
-                    return
-                status = self._run_child(child, folder, lease, None)
-                if lease.cancelled:
-                    with self._job(claim) as (session, row):
-                        runs.cancelled(session, row)
-                elif status is None:
-                    with self._job(claim) as (session, row):
-                        runs.handed_back(session, row, "it was drained")
-                else:
-                    preparation.finish_job(self.parts, claim, folder, status, _last_words(self.slot.folder))
+        folder = self._folder(claim)
+        child = self.slot.prepare()
+        with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
+            if not preparation.stage_job(self.parts, self.cache, job, claim, folder):
+                return
+            status = self._run_child(child, folder, lease, None)
+            if lease.cancelled:
+                with self._job(claim) as (session, row):
+                    runs.cancelled(session, row)
+            elif status is None:
+                with self._job(claim) as (session, row):
+                    runs.handed_back(session, row, "it was drained")
+            else:
+                preparation.finish_job(self.parts, claim, folder, status, _last_words(self.slot.folder))
         self.parts.doorbell.ring("train")
 
     def _settle_item(self, item: WorkItem, claim: Claim) -> None:
-        with self._folder(claim) as folder:
-            child = self.slot.prepare()
-            with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
-                preparation.stage_item(self.parts, item, folder)
-                progress = preparation.Progress(self.parts, item, claim, folder)
-                status = self._run_child(child, folder, lease, progress)
-                if status is None:
-                    with fenced(self.parts.sessions, WorkItem, claim.id, claim.generation) as (_, row):
-                        preparation.hand_back_item(row)
-                else:
-                    preparation.finish_item(
-                        self.parts, self.cache, item, claim, folder, status, _last_words(self.slot.folder)
-                    )
+        folder = self._folder(claim)
+        child = self.slot.prepare()
+        with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
+            preparation.stage_item(self.parts, item, folder)
+            progress = preparation.Progress(self.parts, item, claim, folder)
+            status = self._run_child(child, folder, lease, progress)
+            if status is None:
+                with fenced(self.parts.sessions, WorkItem, claim.id, claim.generation) as (_, row):
+                    preparation.hand_back_item(row)
+            else:
+                preparation.finish_item(
+                    self.parts, self.cache, claim, folder, progress, status, _last_words(self.slot.folder)
+                )
 
     def _join_upload(self, item: WorkItem, claim: Claim) -> None:
         # Whoever joins looks at the lease itself, at every piece.
@@ -288,16 +286,19 @@ class Runner:
         except (BotoCoreError, ClientError) as error:
             log.warning("log.not_kept", job_id=claim.id, error=type(error).__name__)
 
-    @contextmanager
-    def _folder(self, claim: Claim) -> Iterator[Path]:
-        folder = self.slot.folder / f"{claim.id}-gen-{claim.generation}"
+    def _folder(self, claim: Claim) -> Path:
+        """An empty folder for this claim; :meth:`_clean` removes it when the child is gone."""
+        folder = self._scratch(claim)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        yield folder
+        return folder
 
     def _clean(self, claim: Claim) -> None:
         if not self.parts.settings.keep_scratch:
-            shutil.rmtree(self.slot.folder / f"{claim.id}-gen-{claim.generation}", ignore_errors=True)
+            shutil.rmtree(self._scratch(claim), ignore_errors=True)
+
+    def _scratch(self, claim: Claim) -> Path:
+        return self.slot.folder / f"{claim.id}-gen-{claim.generation}"
 
 
 def _last_words(folder: Path) -> str:

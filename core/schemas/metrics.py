@@ -18,7 +18,7 @@ KEYS = {
     "trained_tokens": "trained_tokens",
     "seconds": "seconds",
 }
-"""Name on the wire to column of the table."""
+"""Name on the wire to column of the table, in the order of the results file: OpenAI's four first, then ours."""
 
 
 class Point(BaseModel):

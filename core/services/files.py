@@ -6,7 +6,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from core import clock, ids
-from core.config import MIB, Settings
+from core.config import Settings
 from core.db import tenancy
 from core.db.tables import File, Job, WorkItem
 from core.db.tenancy import Tenant
@@ -17,8 +17,8 @@ from core.services import pages
 from core.states import TERMINAL, FileStatus, ItemKind
 from core.storage import store as layout
 from core.storage.store import Store
+from core.storage.writer import Writer
 
-_PART = 8 * MIB
 TRAINABLE = "fine-tune"
 
 
@@ -28,14 +28,11 @@ class Incoming:
     def __init__(self, store: Store, settings: Settings, filename: str) -> None:
         self.id = ids.file()
         self.key = layout.file(self.id)
-        self._store = store
         self._settings = settings
         self._filename = filename
-        self._upload = store.multipart(self.key)
-        self._buffer = bytearray()
+        self._writer = Writer(store, self.key)
         self._hash = hashlib.sha256()
         self._bytes = 0
-        self._parts = 0
         # The form's purpose may come after the file: check now, and forget the verdict if nobody asked for it.
         self._checker = Checker() if plain(filename) else None
 
@@ -51,20 +48,11 @@ class Incoming:
             self._checker = None
         if self._checker is not None:
             self._checker.feed(chunk)
-        self._buffer += chunk
-        while len(self._buffer) >= _PART:
-            self._upload.part(bytes(self._buffer[:_PART]))
-            del self._buffer[:_PART]
-            self._parts += 1
+        self._writer.write(chunk)
 
     def finish(self, tenant: Tenant, purpose: str, expires_after: int | None) -> tuple[File, WorkItem | None]:
         """Complete the object; returns the row to add, and the work item that settles it if the check is still due."""
-        if self._parts:
-            if self._buffer:
-                self._upload.part(bytes(self._buffer))
-            self._upload.complete()
-        else:
-            self._store.put(self.key, bytes(self._buffer))
+        self._writer.finish()
         row = File(
             id=self.id,
             project_id=tenant.project_id,
@@ -79,8 +67,7 @@ class Incoming:
         return row, conclude(row, None if self._checker is None else self._checker.finish())
 
     def abort(self) -> None:
-        self._upload.abort()
-        self._store.delete(self.key)
+        self._writer.abort()
 
 
 def plain(filename: str) -> bool:

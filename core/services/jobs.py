@@ -16,7 +16,6 @@ from core.db import tenancy
 from core.db.tables import Attempt, BaseModel, Checkpoint, Event, File, Job, Metric, Permission
 from core.db.tenancy import Tenant
 from core.errors import BadRequest, Conflict
-from core.formats.report import FAULTS_KEPT
 from core.options import Hyperparameters, JobOptions, OptionsError
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch
@@ -178,12 +177,6 @@ def unfit(row: File, param: str, method: str, settings: Settings) -> BadRequest 
             code="invalid_n_examples",
         )
     return None
-
-
-def faults_of(row: File) -> str:
-    """The file's faults as one sentence for ``job.error``."""
-    kept = min(row.report["fault_count"], FAULTS_KEPT) if row.report else 0
-    return f"{kept} fault(s): {row.status_details}" if kept else str(row.status_details)
 
 
 def list_of(
