@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core.formats.report import Format
+
 Auto = Literal["auto"]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -474,7 +476,7 @@ class Resolved(_Table):
     head_gradient: Literal["exact"]
     chat_template: str
     """``base`` or ``given``; the text itself ships with the artifact."""
-    format: Literal["chat", "preference", "completion", "text"]
+    format: Format
     data: ResolvedData
     eval: ResolvedEval
     resources: ResolvedResources

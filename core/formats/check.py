@@ -20,13 +20,13 @@ class Checker:
         self._pieces: list[bytes] = []
         self._held = 0
         self._skipping = False
-        self._report = Report(format=None, bytes=0, lines=0, rows=0)
+        self.report = Report(format=None, bytes=0, lines=0, rows=0)
         self._roles: Counter[str] = Counter()
         self._format: Format | None = None
         self._seen = False
 
     def feed(self, chunk: bytes) -> None:
-        self._report.bytes += len(chunk)
+        self.report.bytes += len(chunk)
         start = 0
         while (end := chunk.find(b"\n", start)) != -1:
             self._hold(chunk[start:end])
@@ -37,9 +37,10 @@ class Checker:
     def finish(self) -> Report:
         if self._held or self._skipping:
             self._line()
-        report = self._report
-        if not self._seen:
-            self._fault(0, "", Code.EMPTY_FILE, "the file has no rows")
+        report = self.report
+        if not self._seen and not report.broken:
+            self.fault(0, "", Code.EMPTY_FILE, "the file has no rows")
+            report.broken = True
         report.format, report.roles = self._format, dict(self._roles)
         return report
 
@@ -53,41 +54,49 @@ class Checker:
             self._pieces, self._held, self._skipping = [], 0, True
 
     def _line(self) -> None:
-        self._report.lines += 1
-        number = self._report.lines
+        self.report.lines += 1
+        number = self.report.lines
         line = b"".join(self._pieces)
         self._pieces, self._held = [], 0
         if self._skipping:
-            self._skipping, self._seen = False, True
-            self._fault(number, *rows.too_long())
+            self._skipping = False
+            self.bad_row(number, [rows.too_long()])
             return
         if number == 1 and line.startswith(_BOM):
-            self._fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
+            self.fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
             line = line[len(_BOM) :]
         if line.isspace() or not line:
             return
+        self.row(number, line)
+
+    def row(self, number: int, line: bytes) -> None:
+        """One row as JSON: what a line holds, or a record of another container."""
         self._seen = True
         form, row, problems = rows.read(line)
         if form is not None and self._format is None:
             self._format = form
         if form is not None and form != self._format:
-            message = f"a {form} row in a file of {self._format} rows"
-            self._fault(number, "", Code.MIXED_FORMATS, message)
+            problems = [rows.Problem("", Code.MIXED_FORMATS, f"a {form} row in a file of {self._format} rows")]
+        if row is None or problems:
+            self.bad_row(number, problems)
             return
-        for problem in problems:
-            self._fault(number, *problem)
-        if row is None:
-            return
-        self._report.rows += 1
+        self.report.rows += 1
         for messages in _conversations(row):
             self._roles.update(message["role"] for message in messages)
         if self._on_row is not None:
             self._on_row(number, row)
 
-    def _fault(self, line: int, path: str, code: Code, message: str) -> None:
-        self._report.fault_count += 1
-        if len(self._report.faults) < FAULTS_KEPT:
-            self._report.faults.append(Fault(line=line, path=path, code=code, message=message))
+    def bad_row(self, number: int, problems: rows.Problems) -> None:
+        """A row that can't be used, and why."""
+        self._seen = True
+        self.report.bad_rows += 1
+        for problem in problems:
+            self.fault(number, *problem)
+
+    def fault(self, line: int, path: str, code: Code, message: str) -> None:
+        self.report.fault_count += 1
+        if len(self.report.faults) < FAULTS_KEPT:
+            self.report.faults.append(Fault(line=line, path=path, code=code, message=message))
 
 
 def _conversations(row: rows.Row) -> list[list[rows.Message]]:

@@ -6,7 +6,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 FAULTS_KEPT = 100
-Format = Literal["chat", "preference", "completion", "text"]
+Format = Literal["chat", "preference", "completion", "labelled", "text"]
+"""What rows are once they are read. A method learns from some of these."""
+Container = Literal["jsonl", "json", "csv", "parquet"]
+Compression = Literal["gzip", "zstd"]
 
 
 class Code(StrEnum):
@@ -73,10 +76,20 @@ class Report(BaseModel):
 
     format: Format | None
     """What the first readable row is; the others must be the same. None when no row could be read."""
+    container: Container = "jsonl"
+    compression: Compression | None = None
+    converted_from: str | None = None
+    """The foreign format that the rows had, ``alpaca`` say; None when they are Attune's own."""
+    conversion: str | None = None
+    """What was made of foreign rows, as a sentence."""
     bytes: int
     lines: int
     rows: int
     """Good rows."""
+    bad_rows: int = 0
+    """Rows with a fault: one row may have several."""
+    broken: bool = False
+    """Whether the file could not be read to its end, or has no rows: more than single rows are wrong."""
     roles: dict[str, int] = {}
     """Messages per role in the good rows."""
     fault_count: int = 0

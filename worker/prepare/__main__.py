@@ -6,7 +6,6 @@ Knows no database, queue or object store. Only registering a model imports torch
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from core import options
 from core.errors import JobError
-from core.formats.check import Checker
+from core.formats.reading import read_file
 from core.formats.report import Format, Report
-from core.formats.rows import Row
 from core.formats.templates import TemplateFault
 from worker.folder import EXIT_USER_ERROR, Event
 from worker.prepare import limits, resolve, tokenise
@@ -32,7 +30,6 @@ from worker.prepare.folder import (
     TaskError,
 )
 
-_CHUNK = 1024 * 1024
 _EVENT_SECONDS = 0.5
 
 
@@ -119,18 +116,7 @@ def _register(spec: RegisterModel, folder: Path, events: _Events) -> Result:
 
 def _check(spec: CheckFile, events: _Events) -> Report:
     limits.apply(spec.path.stat().st_size)
-    return _read(spec.path, None, lambda percent: events.progress("checking", percent, "checking the file"))
-
-
-def _read(path: Path, on_row: Callable[[int, Row], None] | None, progress: Callable[[float], None]) -> Report:
-    checker = Checker(on_row)
-    size, done = max(1, path.stat().st_size), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checker.feed(chunk)
-            done += len(chunk)
-            progress(100 * done / size)
-    return checker.finish()
+    return read_file(spec.path, progress=lambda percent: events.progress("checking", percent, "checking the file"))
 
 
 def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
@@ -192,8 +178,10 @@ def _tokenise(path: Path, param: str, encoder: tokenise.Encoder, spool: tokenise
     what = param.replace("_", " ")
     batcher = tokenise.Batcher(encoder, spool)
     try:
-        report = _read(
-            path, batcher.add, lambda percent: events.progress("preparing", percent * 0.9, f"tokenising the {what}")
+        report = read_file(
+            path,
+            batcher.add,
+            progress=lambda percent: events.progress("preparing", percent * 0.9, f"tokenising the {what}"),
         )
         batcher.flush()
     except tokenise.RowFault as fault:

@@ -32,9 +32,15 @@ def test_a_good_file_is_counted() -> None:
     assert report.ok
     assert report.model_dump(exclude={"faults"}) == {
         "format": "chat",
+        "container": "jsonl",
+        "compression": None,
+        "converted_from": None,
+        "conversion": None,
         "bytes": len(data),
         "lines": 2,
         "rows": 2,
+        "bad_rows": 0,
+        "broken": False,
         "roles": {"user": 2, "assistant": 2},
         "fault_count": 0,
     }
