@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.limits import RequestLimit
-from core.db.session import transaction
+from core.db.session import reading
 from core.db.tenancy import Tenant
 from core.errors import Forbidden, Unauthenticated
 from core.services import keys
@@ -20,8 +20,8 @@ def tenant(request: Request) -> Tenant:
             code="missing_api_key",
         )
     parts: Parts = request.app.state.parts
-    # A transaction of its own: the request's one must not be open while an upload streams in.
-    with transaction(parts.sessions) as session:
+    # A session of its own: the request's one must not be open while an upload streams in.
+    with reading(parts.sessions) as session:
         found = keys.authenticate(session, secret.strip())
     limit: RequestLimit = request.app.state.limit
     limit.check(found.key_id)

@@ -1,18 +1,19 @@
 """What routes ask for: the parts, a transaction, the tenant, a JSON body that is read after the key was checked."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
 from fastapi import Depends, Header, Query, Request
+from fastapi.concurrency import contextmanager_in_threadpool
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.orm import Session
 
 from api.auth import administrator, tenant
 from api.live import Live
 from core.config import MIB
-from core.db.session import transaction
+from core.db.session import reading, transaction
 from core.db.tenancy import Tenant
 from core.errors import BadRequest, TooLarge
 from core.wiring import Parts
@@ -21,19 +22,25 @@ _MAX_JSON = MIB
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def _parts(request: Request) -> Parts:
+# Coroutines, since they do nothing that could wait: a plain function would cost a hop to a thread.
+async def _parts(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
 
-def _live(request: Request) -> Live:
+async def _live(request: Request) -> Live:
     live: Live = request.app.state.live
     return live
 
 
-def _session(parts: Annotated[Parts, Depends(_parts)]) -> Iterator[Session]:
-    with transaction(parts.sessions) as session:
-        yield session
+async def _session(request: Request, parts: Annotated[Parts, Depends(_parts)]) -> AsyncIterator[Session]:
+    if request.method in ("GET", "HEAD"):
+        # Opening and closing it asks the database nothing.
+        with reading(parts.sessions) as session:
+            yield session
+    else:
+        async with contextmanager_in_threadpool(transaction(parts.sessions)) as session:
+            yield session
 
 
 PartsDep = Annotated[Parts, Depends(_parts)]

@@ -7,6 +7,7 @@ twice does no harm.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from typing import NamedTuple
 
@@ -18,11 +19,11 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
-from core.db.session import transaction
+from core.db.session import reading
 from core.db.tenancy import Tenant
 from core.errors import NotFound
 from core.schemas import events as shape
-from core.services import events
+from core.services import events, keys
 from core.wiring import Parts
 
 log = structlog.get_logger()
@@ -31,6 +32,8 @@ HEARTBEAT_SECONDS = 15.0
 """Silence after which a comment goes out, so that no proxy takes the connection for dead."""
 POLL_SECONDS = 1.0
 """How often followed jobs are looked at while there is nobody who listens."""
+KEYS_SECONDS = 5.0
+"""How often the keys of those who follow are looked at: a revoked key gets no further events."""
 _PAGE = 500
 _KEPT = 500
 
@@ -81,7 +84,7 @@ class Topic:
 
     def _read(self, number: int) -> list[Frame]:
         try:
-            with transaction(self._parts.sessions) as session:
+            with reading(self._parts.sessions) as session:
                 news = events.since(session, self._tenant, self._job_id, number, limit=_PAGE)
         except NotFound:
             # It was deleted, which only an ended job can be.
@@ -115,6 +118,9 @@ class Live:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._topics: dict[str, Topic] = {}
+        self._keys: Counter[str] = Counter()
+        """How many follow with each key."""
+        self._revoked: set[str] = set()
         self._listening = False
         self._ending = False
         self._listener: asyncio.Task[None] | None = None
@@ -144,7 +150,7 @@ class Live:
         clock = asyncio.get_running_loop().time
         number, beat = after, clock() + HEARTBEAT_SECONDS
         with self._followed(tenant, job_id) as topic:
-            while not self._ending:
+            while not self._ending and tenant.key_id not in self._revoked:
                 # Taken before the look, so that what comes during the look is not slept through.
                 changed, until = topic.changed, beat
                 try:
@@ -173,6 +179,7 @@ class Live:
         if topic is None:
             topic = self._topics[job_id] = Topic(self._parts, tenant, job_id)
         topic.followers += 1
+        self._keys[tenant.key_id] += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
         try:
@@ -181,6 +188,9 @@ class Live:
             topic.followers -= 1
             if not topic.followers:
                 del self._topics[job_id]
+            self._keys[tenant.key_id] -= 1
+            if not self._keys[tenant.key_id]:
+                del self._keys[tenant.key_id]
 
     async def _listen(self) -> None:
         url = make_url(self._parts.settings.database_url).set(drivername="postgresql")
@@ -212,22 +222,40 @@ class Live:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _poll(self) -> None:
-        """Stands in for the listener: one query for all followed jobs."""
+        """Looks at all keys in use, and stands in for the listener; each is one query for all who follow."""
+        clock = asyncio.get_running_loop().time
+        keys_looked = clock()
         while self._topics:
             await asyncio.sleep(POLL_SECONDS)
-            if self._listening:
-                continue
             try:
-                newest = await to_thread.run_sync(self._newest, list(self._topics))
+                if clock() - keys_looked >= KEYS_SECONDS:
+                    await self._look_at_keys()
+                    keys_looked = clock()
+                if not self._listening:
+                    await self._look_at_jobs()
             except SQLAlchemyError as error:
                 log.warning("live.database_away", error=type(error).__name__)
-                continue
-            for job_id, topic in self._topics.items():
-                if newest.get(job_id) != topic.newest:
-                    topic.signal()
+
+    async def _look_at_keys(self) -> None:
+        in_use = set(self._keys)
+        standing = await to_thread.run_sync(self._standing, in_use)
+        self._revoked = in_use - standing
+        if self._revoked:
+            for topic in self._topics.values():
+                topic.signal()
+
+    def _standing(self, key_ids: set[str]) -> set[str]:
+        with reading(self._parts.sessions) as session:
+            return keys.standing(session, key_ids)
+
+    async def _look_at_jobs(self) -> None:
+        newest = await to_thread.run_sync(self._newest, list(self._topics))
+        for job_id, topic in self._topics.items():
+            if newest.get(job_id) != topic.newest:
+                topic.signal()
 
     def _newest(self, job_ids: list[str]) -> dict[str, int]:
-        with transaction(self._parts.sessions) as session:
+        with reading(self._parts.sessions) as session:
             return events.newest(session, job_ids)
 
 

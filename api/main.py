@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI
 
 from api import auth, docs, errors, openapi
@@ -26,6 +27,8 @@ from api.routes import (
 from core import wiring
 from core.wiring import Parts
 
+THREADS = 24
+
 
 def install(app: FastAPI, parts: Parts) -> None:
     """Give the application what its routes ask for."""
@@ -37,7 +40,10 @@ def install(app: FastAPI, parts: Parts) -> None:
 def create_app(parts: Parts | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        install(app, parts or wiring.assemble(pool_size=20))
+        # Threads for requests that wait for something, each with a connection of its own: a pool that is smaller
+        # would open and close connections all the time, and more threads only take turns at Python's lock.
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
+        install(app, parts or wiring.assemble(pool_size=THREADS))
         app.state.live.open()
         yield
         await app.state.live.close()

@@ -4,6 +4,7 @@ One core for the API, the other for this process; PostgreSQL, Redis and the stor
 """
 
 import asyncio
+import io
 import os
 import socket
 import subprocess
@@ -12,13 +13,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import httpx
+from boto3.s3.transfer import TransferConfig
 from sqlalchemy import text
 
 from bench.app import EMPTY
@@ -86,6 +88,7 @@ def main() -> int:
         one_job(bench, job_id)
         events_to_clients(bench, job_id)
         uploads(bench, job_id, upload)
+        parallel_parts(bench, 2 * upload)
         lists(bench, job_id, rows)
     missed = [figure for figure in bench.figures if not figure.reached]
     sys.stdout.write(f"{len(bench.figures)} figures, {len(missed)} missed\n")
@@ -191,6 +194,7 @@ def fill(bench: Bench, jobs: int) -> None:
                     "'info', 'm' FROM generate_series(6, 5000) k"
                 )
             )
+            connection.execute(text("UPDATE jobs SET event_count = 5000 WHERE id = 'ftjob-0'"))
             connection.execute(
                 text(
                     "INSERT INTO checkpoints (id, job_id, step, epoch, kind, generation, storage_prefix, manifest, "
@@ -227,14 +231,16 @@ def one_job(bench: Bench, job_id: str) -> None:
     bench.say("  empty route", sorted(rate for _, rate in rates)[1], "req/s", None)
     with training():
         steady = asyncio.run(steadily(*bench.where, path, 200, 10))
-    bench.say("GET job at 200 req/s while a core is busy training: p99", 1000 * steady.quantile(0.99), "ms", 50)
+    bench.say("GET job at 200 req/s while both cores are busy training: p99", 1000 * steady.quantile(0.99), "ms", 50)
 
 
 @contextmanager
 def training() -> Iterator[None]:
-    """A process that multiplies matrices on one thread, as a trainer does."""
-    code = "import torch; torch.set_num_threads(1); a = torch.randn(1024, 1024)\nwhile True: a @ a"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    """A process that multiplies matrices on every core, and stands back as far as a trainer does."""
+    code = "import torch\nfrom worker import child\nchild.stand_back(); a = torch.randn(1024, 1024)\nwhile True: a @ a"
+    # No taskset, unlike this process: it may use every core.
+    cores = ",".join(map(str, range(os.cpu_count() or 1)))
+    process = subprocess.Popen(["taskset", "-c", cores, sys.executable, "-c", code], start_new_session=True)
     time.sleep(5)
     try:
         yield
@@ -297,14 +303,6 @@ def events_to_clients(bench: Bench, job_id: str, clients: int = 500) -> None:
 
 def uploads(bench: Bench, job_id: str, size: int) -> None:
     block = os.urandom(MIB)
-    before, spool = bench.memory(), set(Path(tempfile.gettempdir()).iterdir())
-    peak = before
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.1):
-            peak = max(peak, bench.memory())
 
     def body() -> Iterator[bytes]:
         head = '--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nuser_data\r\n'
@@ -314,8 +312,6 @@ def uploads(bench: Bench, job_id: str, size: int) -> None:
             yield block
         yield b"\r\n--b--\r\n"
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     answers: list[Any] = []
 
     def post() -> None:
@@ -328,25 +324,94 @@ def uploads(bench: Bench, job_id: str, size: int) -> None:
         )
         answers.append((answer, time.perf_counter() - began))
 
-    poster = threading.Thread(target=post)
-    poster.start()
-    time.sleep(1)
-    steady = asyncio.run(steadily(*bench.where, f"/v1/fine_tuning/jobs/{job_id}", 200, 8))
-    bench.say("GET job at 200 req/s during an upload: p99", 1000 * steady.quantile(0.99), "ms", 100)
-    poster.join()
-    # Throughput of an upload that has the machine to itself, against the plain library in the same run.
-    answers.clear()
-    post()
-    done.set()
-    watcher.join()
+    with Memory(bench) as memory:
+        poster = threading.Thread(target=post)
+        poster.start()
+        time.sleep(1)
+        steady = asyncio.run(steadily(*bench.where, f"/v1/fine_tuning/jobs/{job_id}", 200, 8))
+        assert poster.is_alive(), "the upload was over before the measurement"
+        poster.join()
+        # Throughput of an upload that has the machine to itself, against the plain library in the same run.
+        answers.clear()
+        post()
     answer, seconds = answers[0]
     assert answer.status_code == 200, answer.text
-    bench.say(f"API memory grown during a {size / GIB:g} GiB upload", (peak - before) / MIB, "MiB", 64)
-    bench.say("temporary files made", len(set(Path(tempfile.gettempdir()).iterdir()) - spool), "", 0)
+    bench.say("GET job at 200 req/s during an upload: p99", 1000 * steady.quantile(0.99), "ms", 100)
+    bench.say(f"API memory grown during a {size / GIB:g} GiB upload", memory.grown, "MiB", 64)
+    bench.say("temporary files made", memory.temporary_files, "", 0)
     plain = boto3_multipart(bench.settings, block, size)
     bench.say("upload throughput over that of plain boto3 multipart", plain / seconds, "", 0.7, at_least=True)
     bench.say("  through the API", size / MIB / seconds, "MiB/s", None)
     bench.say("  plain boto3", size / MIB / plain, "MiB/s", None)
+
+
+class Memory:
+    """The API's greatest growth while this is open, and the temporary files made."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Memory":
+        self._before = self._peak = self._bench.memory()
+        self._spool = set(Path(tempfile.gettempdir()).iterdir())
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._watcher.join()
+        self.temporary_files = len(set(Path(tempfile.gettempdir()).iterdir()) - self._spool)
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            self._peak = max(self._peak, self._bench.memory())
+
+    @property
+    def grown(self) -> float:
+        """MiB"""
+        return (self._peak - self._before) / MIB
+
+
+def parallel_parts(bench: Bench, size: int, at_once: int = 4) -> None:
+    """An upload of this size in parts of 64 MiB, some of them at once; joining them is the prepare worker's part."""
+    headers = {"Authorization": f"Bearer {bench.key}"}
+    part = os.urandom(MIB) * 64
+    body = {"filename": "big.bin", "purpose": "user_data", "mime_type": "application/octet-stream", "bytes": size}
+    with httpx.Client(base_url=bench.base, headers=headers, timeout=600) as client:
+        upload = client.post("/v1/uploads", json=body).json()["id"]
+
+        def send(_: int) -> str:
+            answer = client.post(f"/v1/uploads/{upload}/parts", files={"data": ("blob", part)})
+            assert answer.status_code == 200, answer.text
+            made: str = answer.json()["id"]
+            return made
+
+        began = time.perf_counter()
+        with Memory(bench) as memory, ThreadPoolExecutor(at_once) as threads:
+            made = list(threads.map(send, range(size // len(part))))
+        seconds = time.perf_counter() - began
+        assert client.post(f"/v1/uploads/{upload}/cancel").status_code == 200
+    assert len(made) == size // len(part)
+    bench.say(f"API memory grown during {size / GIB:g} GiB by Uploads, {at_once} at once", memory.grown, "MiB", 64)
+    bench.say("temporary files made", memory.temporary_files, "", 0)
+    plain = boto3_parallel(bench.settings, part, size, at_once)
+    bench.say("Uploads' throughput over that of plain boto3, as parallel", plain / seconds, "", 0.7, at_least=True)
+    bench.say("  through the API", size / MIB / seconds, "MiB/s", None)
+    bench.say("  plain boto3", size / MIB / plain, "MiB/s", None)
+
+
+def boto3_parallel(settings: Settings, part: bytes, size: int, at_once: int) -> float:
+    """Seconds for the same bytes straight to the store: boto3's own transfer, as many requests at once."""
+    store = S3Store(settings)
+    config = TransferConfig(multipart_threshold=8 * MIB, multipart_chunksize=8 * MIB, max_concurrency=at_once)
+    began = time.perf_counter()
+    for n in range(size // len(part)):
+        store._client.upload_fileobj(io.BytesIO(part), settings.s3_bucket, f"bench/part-{n}", Config=config)
+    seconds = time.perf_counter() - began
+    store.delete(*(f"bench/part-{n}" for n in range(size // len(part))))
+    return seconds
 
 
 def boto3_multipart(settings: Settings, block: bytes, size: int) -> float:
@@ -359,7 +424,6 @@ def boto3_multipart(settings: Settings, block: bytes, size: int) -> float:
     upload.complete()
     seconds = time.perf_counter() - began
     store.delete("bench/plain")
-    assert boto3.__version__
     return seconds
 
 

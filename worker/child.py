@@ -8,6 +8,7 @@ The supervisor speaks over the child's standard input, one line a command:
 The child answers ``READY`` and ``LOADED <dir>`` on its standard output; everything else goes to standard error.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -21,6 +22,8 @@ from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 LOCK_NAME = "slot.lock"
+NICE = 10
+"""How far a child stands back behind the servers on its machine: they need little, but they need it at once."""
 
 
 def die_with_parent() -> None:
@@ -30,6 +33,16 @@ def die_with_parent() -> None:
     comes even while Python is stuck in native code, the pipe even when the parent died before this call.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def stand_back() -> None:
+    """Let the servers on this machine go first whenever they have something to do."""
+    os.nice(NICE)
+    # Linux shares the processor between sessions first where it groups by them, and a child is a session of its own.
+    autogroup = Path("/proc/self/autogroup")
+    if autogroup.exists():
+        with contextlib.suppress(OSError):
+            autogroup.write_text(str(NICE))
 
 
 def hold_slot(lock: Path) -> int:
@@ -46,6 +59,7 @@ def hold_slot(lock: Path) -> int:
 def serve(preload: Callable[[Path], None], run: Callable[[Path], int]) -> NoReturn:
     """Answer commands until ``START``; never returns. Call it once the expensive imports are done."""
     die_with_parent()
+    stand_back()
     # The protocol keeps the real standard output to itself: a library's stray print must not look like an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

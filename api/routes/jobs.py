@@ -128,7 +128,7 @@ def list_jobs(
 @router.get("/{job_id}")
 def get(job_id: str, session: SessionDep, tenant: TenantDep) -> FineTuningJob:
     """Where the job stands: ``status`` in OpenAI's words, the finer truth in ``ext.phase`` and ``ext.progress``."""
-    return jobs.wire(session, tenant, [jobs.get(session, tenant, job_id)])[0]
+    return jobs.view(session, tenant, job_id)
 
 
 @router.patch("/{job_id}", openapi_extra=body_schema(JobPatch))

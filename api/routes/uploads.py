@@ -98,7 +98,7 @@ def complete(
 ) -> UploadObject:
     """Fix the order of the parts. The file is there at once; a worker joins and checks its bytes."""
     with transaction(parts.sessions) as session:
-        row, file = uploads.complete(session, tenant, upload_id, body.model, parts.settings)
+        row, file = uploads.complete(session, tenant, upload_id, body.model)
     parts.doorbell.ring("prepare")
     return shape.of(row, file)
 

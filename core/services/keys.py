@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from core import clock, ids
@@ -16,7 +16,7 @@ _USED_EVERY = timedelta(minutes=1)
 
 
 def authenticate(session: Session, secret: str) -> Tenant:
-    """Whose key this is; raises Unauthenticated."""
+    """Whose key this is; raises Unauthenticated. Commits nothing: the session may be one for reading."""
     found = None
     if ids.looks_like_key(secret):
         # One question, since every request asks it: the key, whose it is, and whether its last use must be noted.
@@ -31,7 +31,7 @@ def authenticate(session: Session, secret: str) -> Tenant:
         raise Unauthenticated("Incorrect API key provided. Make one with `attune keys create`.")
     key, organization, unnoted = found
     if unnoted:
-        key.last_used_at = clock.now()
+        session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=clock.now()))
     return tenants.of_key(key, organization)
 
 
@@ -64,6 +64,11 @@ def _add(session: Session, project_id: str, name: str, scopes: list[str], secret
 def list_of(session: Session, tenant: Tenant) -> list[ApiKey]:
     query = select(ApiKey).where(ApiKey.project_id == tenant.project_id)
     return list(session.scalars(query.order_by(ApiKey.created_at.desc(), ApiKey.id.desc())))
+
+
+def standing(session: Session, key_ids: set[str]) -> set[str]:
+    """Those of these keys that have not been revoked."""
+    return set(session.scalars(select(ApiKey.id).where(ApiKey.id.in_(key_ids), ApiKey.revoked_at.is_(None))))
 
 
 def revoke(session: Session, tenant: Tenant, key_id: str) -> None:

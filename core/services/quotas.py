@@ -5,10 +5,10 @@ from sqlalchemy.orm import Session
 
 from core.config import Settings
 from core.db import tenancy
-from core.db.tables import File, Job, Project
+from core.db.tables import File, Job, Project, Upload
 from core.db.tenancy import Tenant
 from core.errors import QuotaExceeded
-from core.states import TERMINAL, Status
+from core.states import TERMINAL, Status, UploadStatus
 
 
 def check_open_jobs(session: Session, tenant: Tenant, settings: Settings) -> None:
@@ -24,19 +24,20 @@ def check_open_jobs(session: Session, tenant: Tenant, settings: Settings) -> Non
         )
 
 
-def check_stored_bytes(session: Session, tenant: Tenant, more: int, settings: Settings) -> None:
-    """Room for this many more bytes of files."""
+def check_stored_bytes(session: Session, tenant: Tenant, more: int, settings: Settings, param: str = "file") -> None:
+    """Room for this many more bytes of files. An upload that is open has a claim to the bytes it was announced with."""
     limit = settings.max_stored_bytes
     if limit is None:
         return
     _lock(session, tenant.project_id)
     mine = tenancy.owned(File, tenant).subquery()
-    stored = session.scalar(select(func.coalesce(func.sum(mine.c.bytes), 0))) or 0
+    coming = tenancy.owned(Upload, tenant).where(Upload.status == UploadStatus.PENDING).subquery()
+    stored = sum(session.scalar(select(func.coalesce(func.sum(rows.c.bytes), 0))) or 0 for rows in (mine, coming))
     if stored + more > limit:
         raise QuotaExceeded(
-            f"The project's files have {stored:,} bytes, this one has {more:,}, and {limit:,} are allowed "
-            "(ATTUNE_MAX_STORED_BYTES).",
-            param="file",
+            f"The project's files and open uploads have {stored:,} bytes, this one has {more:,}, and {limit:,} are "
+            "allowed (ATTUNE_MAX_STORED_BYTES).",
+            param=param,
         )
 
 

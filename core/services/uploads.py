@@ -50,7 +50,7 @@ def create(session: Session, tenant: Tenant, wanted: UploadCreate, filename: str
         raise TooLarge(
             f"bytes: {wanted.bytes:,} are more than the {settings.max_file_bytes:,} a file may have.", param="bytes"
         )
-    quotas.check_stored_bytes(session, tenant, wanted.bytes, settings)
+    quotas.check_stored_bytes(session, tenant, wanted.bytes, settings, param="bytes")
     row = Upload(
         id=ids.upload(),
         project_id=tenant.project_id,
@@ -99,9 +99,7 @@ def drop_part(session: Session, part: UploadPart) -> None:
         session.delete(row)
 
 
-def complete(
-    session: Session, tenant: Tenant, id: str, wanted: UploadComplete, settings: Settings
-) -> tuple[Upload, File | None]:
+def complete(session: Session, tenant: Tenant, id: str, wanted: UploadComplete) -> tuple[Upload, File | None]:
     """Fix the order of the parts and make the file, which a prepare worker joins. Twice the same gives the same."""
     upload = tenancy.get(session, Upload, tenant, id, lock=True)
     md5 = None if wanted.md5 is None else wanted.md5.lower()
@@ -109,7 +107,6 @@ def complete(
         return upload, session.scalar(tenancy.owned(File, tenant).where(File.id == upload.file_id))
     _must_be_open(session, upload)
     _check_parts(session, upload, wanted.part_ids)
-    quotas.check_stored_bytes(session, tenant, upload.bytes, settings)
     file_id = ids.file()
     file = File(
         id=file_id,

@@ -65,6 +65,19 @@ def test_stored_bytes_are_limited_and_nothing_is_kept_of_what_is_refused(parts: 
     assert len(account.http.get("/v1/files").json()["data"]) == 2
 
 
+def test_an_open_upload_has_a_claim_to_its_bytes(parts: Parts, account: Account) -> None:
+    rows = chat_rows(12)
+    limited(parts, account, max_stored_bytes=2 * len(rows))
+    body = {"filename": "a.jsonl", "purpose": "fine-tune", "mime_type": "text/plain", "bytes": len(rows) + 1}
+    opened = account.http.post("/v1/uploads", json=body)
+    assert opened.status_code == 200
+    refused = account.http.post("/v1/uploads", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "bytes")
+    assert upload(account).status_code == 403
+    account.http.post(f"/v1/uploads/{opened.json()['id']}/cancel")
+    assert upload(account).status_code == 200
+
+
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_running_jobs_are_limited_under_concurrent_claims(
     parts: Parts, accounts: Accounts, account: Account, base_model: object

@@ -26,7 +26,7 @@ from core.config import Settings
 from core.db import tenancy
 from core.db.session import engine, sessions, transaction
 from core.db.tables import BaseModel, Job
-from core.services import events, runs
+from core.services import events, keys, runs
 from core.wiring import Parts
 from tests.api.test_jobs import create, refused
 from tests.conftest import Account, Accounts, plain_environment
@@ -154,7 +154,7 @@ def until_connected(account: Account, app: FastAPI, job_id: str, followers: int)
     raise AssertionError("the followers did not come")
 
 
-def test_thirty_cuts_and_three_kills_lose_nothing_and_double_nothing(
+def test_a_hundred_cuts_and_three_kills_lose_nothing_and_double_nothing(
     process: Process, parts: Parts, account: Account, job_id: str
 ) -> None:
     chance = random.Random(7)
@@ -181,7 +181,7 @@ def test_thirty_cuts_and_three_kills_lose_nothing_and_double_nothing(
     cuts = broken = 0
     base, deadline = f"http://127.0.0.1:{process.port}", time.monotonic() + 100
     while time.monotonic() < deadline:
-        enough = len(seen) + chance.randint(1, 20)
+        enough = len(seen) + chance.randint(1, 8)
         try:
             with stream(account, base, job_id, seen[-1] if seen else None) as answer:
                 if answer.status_code == 204:
@@ -203,7 +203,7 @@ def test_thirty_cuts_and_three_kills_lose_nothing_and_double_nothing(
         count = tenancy.get(session, Job, account.tenant, job_id).event_count
     assert count > 800
     assert seen == list(range(1, count + 1))
-    assert cuts >= 30
+    assert cuts >= 100
     assert broken >= 3
 
 
@@ -268,7 +268,8 @@ def test_an_event_is_soon_with_all_who_wait_and_they_hold_no_connection(
 
     with served(parts) as (base, app):
         committed, arrived = asyncio.run(all_wait(base, app))
-        assert max(arrived) - committed < 0.3
+        # Of liveness: how soon it really is, bench/api.py measures.
+        assert max(arrived) - committed < 0.9
         for _ in range(200):
             if not app.state.live._topics:
                 break
@@ -317,11 +318,28 @@ def test_a_listener_that_was_cut_off_comes_back(parts: Parts, account: Account, 
                 if app.state.live._listening:
                     break
                 time.sleep(0.01)
-            assert next_arrives(parts, account, base, app, job_id) < 0.5
+            assert next_arrives(parts, account, base, app, job_id) < 0.9
             with transaction(parts.sessions) as session:
                 cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'attune-live'"
                 session.execute(text(cut))
             time.sleep(0.2)
+
+
+def test_a_revoked_key_gets_no_further_events(
+    parts: Parts, accounts: Accounts, account: Account, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "KEYS_SECONDS", 0.1)
+    with transaction(parts.sessions) as session:
+        second, secret = keys.create(session, account.tenant.project_id, "second", ["read"])
+    with served(parts) as (base, app), stream(account, base, job_id) as kept:
+        with stream(replace(account, key=secret), base, job_id) as revoked:
+            until_connected(account, app, job_id, 2)
+            with transaction(parts.sessions) as session:
+                keys.revoke(session, account.tenant, second.id)
+            # It ends by itself, although the job goes on.
+            assert list(numbers(revoked.iter_lines())) == [1, 2]
+        append(parts, account, job_id, "more", end=True)
+        assert len(list(numbers(kept.iter_lines()))) > 3
 
 
 def test_silence_is_broken_by_comments(
