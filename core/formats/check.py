@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Callable
 
-from core.formats import rows
-from core.formats.report import FAULTS_KEPT, Code, Fault, Format, Report
+from core.formats import conversation, parse, rows
+from core.formats.report import FAULTS_KEPT, Code, Fault, Report
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -15,14 +15,15 @@ class Checker:
     Blank lines are allowed and teach nothing; lines may end in CRLF; the last one needs no line break.
     """
 
-    def __init__(self, on_row: Callable[[int, rows.Row], None] | None = None) -> None:
+    def __init__(self, on_row: Callable[[int, rows.Row], None] | None = None, *, format: str = "auto") -> None:
         self._on_row = on_row
         self._pieces: list[bytes] = []
         self._held = 0
         self._skipping = False
         self.report = Report(format=None, bytes=0, lines=0, rows=0)
         self._roles: Counter[str] = Counter()
-        self._format: Format | None = None
+        self._given = None if format == "auto" else rows.BY_NAME[format]
+        self._reader = self._given
         self._seen = False
 
     def feed(self, chunk: bytes) -> None:
@@ -41,7 +42,11 @@ class Checker:
         if not self._seen and not report.broken:
             self.fault(0, "", Code.EMPTY_FILE, "the file has no rows")
             report.broken = True
-        report.format, report.roles = self._format, dict(self._roles)
+        report.roles = dict(self._roles)
+        if self._reader is not None:
+            report.format = self._reader.format
+            if self._reader.conversion is not None:
+                report.converted_from, report.conversion = self._reader.name, self._reader.conversion
         return report
 
     def _hold(self, piece: bytes) -> None:
@@ -50,7 +55,7 @@ class Checker:
             return
         self._pieces.append(piece)
         self._held += len(piece)
-        if self._held > rows.MAX_LINE_BYTES:
+        if self._held > parse.MAX_LINE_BYTES:
             self._pieces, self._held, self._skipping = [], 0, True
 
     def _line(self) -> None:
@@ -60,7 +65,7 @@ class Checker:
         self._pieces, self._held = [], 0
         if self._skipping:
             self._skipping = False
-            self.bad_row(number, [rows.too_long()])
+            self.bad_row(number, [parse.too_long()])
             return
         if number == 1 and line.startswith(_BOM):
             self.fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
@@ -72,11 +77,13 @@ class Checker:
     def row(self, number: int, line: bytes) -> None:
         """One row as JSON: what a line holds, or a record of another container."""
         self._seen = True
-        form, row, problems = rows.read(line)
-        if form is not None and self._format is None:
-            self._format = form
-        if form is not None and form != self._format:
-            problems = [rows.Problem("", Code.MIXED_FORMATS, f"a {form} row in a file of {self._format} rows")]
+        reader, row, problems = rows.read(line, self._given)
+        if reader is not None and self._reader is None:
+            self._reader = reader
+        if reader is not None and reader is not self._reader:
+            assert self._reader is not None
+            message = f"a row of the format {reader.name} in a file of {self._reader.name} rows"
+            problems = [parse.Problem("", Code.MIXED_FORMATS, message)]
         if row is None or problems:
             self.bad_row(number, problems)
             return
@@ -86,7 +93,7 @@ class Checker:
         if self._on_row is not None:
             self._on_row(number, row)
 
-    def bad_row(self, number: int, problems: rows.Problems) -> None:
+    def bad_row(self, number: int, problems: parse.Problems) -> None:
         """A row that can't be used, and why."""
         self._seen = True
         self.report.bad_rows += 1
@@ -99,11 +106,13 @@ class Checker:
             self.report.faults.append(Fault(line=line, path=path, code=code, message=message))
 
 
-def _conversations(row: rows.Row) -> list[list[rows.Message]]:
+def _conversations(row: rows.Row) -> list[list[conversation.Message]]:
     match row:
         case rows.Chat():
             return [row.messages]
         case rows.Preference():
             return [row.messages, row.preferred, row.rejected]
+        case rows.Labelled(prompt=list() as prompt, completion=list() as completion):
+            return [prompt, completion]
         case _:
             return []

@@ -19,8 +19,8 @@ import jinja2.runtime
 import jinja2.utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from core.formats.conversation import Message, Tool
 from core.formats.report import Code
-from core.formats.rows import Message, Tool
 
 # Unicode keeps these for a program's own use and forbids them in interchange, so no text has them by right.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"

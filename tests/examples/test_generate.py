@@ -91,7 +91,7 @@ def test_rows_have_the_tokens_that_were_planned(split: str) -> None:
         pytest.skip("no base model in out/: make demo leaves one")
     from tokenizers import Tokenizer
 
-    from core.formats.rows import Message
+    from core.formats.conversation import Message
     from core.formats.templates import Template, default
 
     template = Template(default("gemma3")[1], {"bos_token": "<bos>"})

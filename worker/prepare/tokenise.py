@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from core.formats import templates
+from core.formats.conversation import Message
 from core.formats.report import Code
-from core.formats.rows import Chat, Completion, Message, Preference, Row, Text
+from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text
 from worker.prepare import limits
 from worker.prepare.folder import Counts, Facts, Named
 
@@ -116,8 +117,9 @@ class Encoder:
                 return _Drawn(text, [(learned, len(text))], [], plain=True)
             case Text():
                 return _Drawn(row.text, [(0, len(row.text))], [], plain=True)
-            case Preference():
-                raise templates.TemplateFault(Code.MIXED_FORMATS, "preference rows are not for supervised training")
+            case Preference() | Labelled():
+                message = f"{type(row).__name__.lower()} rows are not for supervised training"
+                raise templates.TemplateFault(Code.MIXED_FORMATS, message)
 
     def _chat(self, row: Chat) -> _Drawn:
         rendered = self._template.render(row.messages, row.tools)
@@ -390,5 +392,5 @@ def _characters(row: Row) -> int:
             return len(row.prompt) + len(row.completion)
         case Text():
             return len(row.text)
-        case Preference():
+        case Preference() | Labelled():
             return 0

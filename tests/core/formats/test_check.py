@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.formats.check import Checker
+from core.formats.parse import MAX_LINE_BYTES
 from core.formats.report import FAULTS_KEPT, Code, Report
-from core.formats.rows import MAX_LINE_BYTES
 
 GOOD = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}).encode()
 TEXT = b'{"text": "a"}'

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.formats import rows
+from core.formats import parse, rows
 from core.formats.report import Code
 
 USER = {"role": "user", "content": "hi"}
@@ -28,6 +28,10 @@ def function(**changes: Any) -> dict[str, Any]:
     return call(function={**CALL["function"], **changes})  # type: ignore[dict-item]
 
 
+def old(function_call: object) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "function_call": function_call}
+
+
 BAD: list[tuple[str, bytes, str, Code]] = [
     ("not json", b"{", "", Code.INVALID_JSON),
     ("two values", b'{"text": "a"} {"text": "b"}', "", Code.INVALID_JSON),
@@ -48,11 +52,11 @@ BAD: list[tuple[str, bytes, str, Code]] = [
     ("reserved, escaped", rb'{"text": "a\uFdD1"}', "text", Code.NONCHARACTER),
     ("deep lists", b'{"text": "a", "x": ' + b"[" * 80 + b"]" * 80 + b"}", "", Code.TOO_DEEP),
     ("deeper than any parser", b"[" * 100_000, "", Code.TOO_DEEP),
-    ("too long", b'{"text": "' + b"a" * rows.MAX_LINE_BYTES + b'"}', "", Code.LINE_TOO_LONG),
+    ("too long", b'{"text": "' + b"a" * parse.MAX_LINE_BYTES + b'"}', "", Code.LINE_TOO_LONG),
     ("a list", b"[1]", "", Code.NOT_AN_OBJECT),
     ("a number", b"1", "", Code.NOT_AN_OBJECT),
     ("null", b"null", "", Code.NOT_AN_OBJECT),
-    ("nothing known", b'{"instruction": "a", "output": "b"}', "", Code.UNKNOWN_FORMAT),
+    ("nothing known", b'{"question": "a", "answer": "b"}', "", Code.UNKNOWN_FORMAT),
     ("an empty object", b"{}", "", Code.UNKNOWN_FORMAT),
     ("text is a number", b'{"text": 3}', "text", Code.WRONG_TYPE),
     ("text is empty", b'{"text": ""}', "text", Code.EMPTY),
@@ -105,13 +109,73 @@ BAD: list[tuple[str, bytes, str, Code]] = [
     ("no answer", chat(USER, USER), "messages", Code.NO_ASSISTANT_MESSAGE),
     ("ends with a question", chat(USER, ANSWER, USER), "messages[2].role", Code.LAST_MESSAGE_NOT_ASSISTANT),
     ("ends with a result", chat(USER, CALLS, RESULT), "messages[2].role", Code.LAST_MESSAGE_NOT_ASSISTANT),
-    ("old functions", chat(USER, ANSWER, functions=[{"name": "f"}]), "functions", Code.UNSUPPORTED_CONTENT),
     (
-        "old function call",
-        chat(USER, {**ANSWER, "function_call": {"name": "f"}}),
-        "messages[1].function_call",
-        Code.UNSUPPORTED_CONTENT,
+        "both forms of tools",
+        chat(USER, ANSWER, tools=[TOOL], functions=[{"name": "f"}]),
+        "functions",
+        Code.INVALID_TOOL,
     ),
+    ("an old function is a name", chat(USER, ANSWER, functions=["f"]), "functions[0]", Code.INVALID_TOOL),
+    ("an old function without name", chat(USER, ANSWER, functions=[{}]), "functions[0].name", Code.INVALID_TOOL),
+    (
+        "old parameters are a list",
+        chat(USER, ANSWER, functions=[{"name": "f", "parameters": []}]),
+        "functions[0].parameters",
+        Code.INVALID_TOOL,
+    ),
+    ("an old call is a name", chat(USER, old("look")), "messages[1].function_call", Code.INVALID_TOOL_CALL),
+    (
+        "an old call without name",
+        chat(USER, old({"arguments": "{}"})),
+        "messages[1].function_call.name",
+        Code.INVALID_TOOL_CALL,
+    ),
+    (
+        "an old call's arguments as an object",
+        chat(USER, old({"name": "look", "arguments": {}})),
+        "messages[1].function_call.arguments",
+        Code.INVALID_ARGUMENTS,
+    ),
+    (
+        "an old call of a function that is not there",
+        chat(USER, old({"name": "see", "arguments": "{}"}), functions=[{"name": "look"}]),
+        "messages[1].function_call.name",
+        Code.UNKNOWN_FUNCTION,
+    ),
+    (
+        "an old call of a user",
+        chat({**old({"name": "look", "arguments": "{}"}), "role": "user", "content": "x"}, ANSWER),
+        "messages[0].function_call",
+        Code.INVALID_TOOL_CALL,
+    ),
+    (
+        "both forms of a call",
+        chat(USER, {**CALLS, "function_call": {"name": "look", "arguments": "{}"}}),
+        "messages[1].function_call",
+        Code.INVALID_TOOL_CALL,
+    ),
+    (
+        "an old call without result",
+        chat(USER, old({"name": "look", "arguments": "{}"}), ANSWER),
+        "messages[1].function_call",
+        Code.TOOL_CALL_WITHOUT_RESULT,
+    ),
+    (
+        "an old result without call",
+        chat(USER, {"role": "function", "name": "look", "content": "seen"}, ANSWER),
+        "messages[1].role",
+        Code.TOOL_RESULT_WITHOUT_CALL,
+    ),
+    (
+        "an old result without name",
+        chat(USER, old({"name": "look", "arguments": "{}"}), {"role": "function", "content": "seen"}, ANSWER),
+        "messages[2].name",
+        Code.MISSING_FIELD,
+    ),
+    ("parallel calls is a word", chat(USER, ANSWER, parallel_tool_calls="yes"), "parallel_tool_calls", Code.WRONG_TYPE),
+    ("label is a number", b'{"prompt": "a", "completion": "b", "label": 1}', "label", Code.WRONG_TYPE),
+    ("label without completion", b'{"prompt": "a", "label": true}', "completion", Code.MISSING_FIELD),
+    ("label without prompt", b'{"completion": "a", "label": true}', "prompt", Code.MISSING_FIELD),
     ("tools is an object", chat(USER, ANSWER, tools={}), "tools", Code.WRONG_TYPE),
     ("a tool is a name", chat(USER, ANSWER, tools=["look"]), "tools[0]", Code.INVALID_TOOL),
     ("a tool without type", chat(USER, ANSWER, tools=[{"function": {"name": "f"}}]), "tools[0]", Code.INVALID_TOOL),
@@ -253,9 +317,10 @@ def test_a_whole_conversation_is_read() -> None:
         "weight": 0.5,
     }
     line = chat(system, {**USER, "name": "ann"}, CALLS, RESULT, last, tools=[TOOL], parallel_tool_calls=True, id=7)
-    form, row, problems = rows.read(line)
+    reader, row, problems = rows.read(line)
     assert problems == []
-    assert form == "chat"
+    assert reader is not None
+    assert (reader.name, reader.format, reader.conversion) == ("chat", "chat", None)
     assert isinstance(row, rows.Chat)
     assert row.tools == [TOOL]
     assert row.messages[1] == {"role": "user", "content": "hi", "name": "ann"}
@@ -279,10 +344,37 @@ def test_what_the_sdk_dumps_is_read() -> None:
     assert row.messages[1]["content"] == "hello"
 
 
-def test_the_other_formats_are_read() -> None:
-    assert rows.read(b'{"prompt": "", "completion": "b"}')[:2] == ("completion", rows.Completion("", "b"))
-    assert rows.read(b'{"text": "a"}')[:2] == ("text", rows.Text("a"))
-    preference = {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [ANSWER]}
-    form, row, _ = rows.read(json.dumps(preference).encode())
-    assert form == "preference"
-    assert row == rows.Preference([USER], None, [ANSWER], [ANSWER])
+def test_the_old_form_of_tools_is_read_as_the_new_one() -> None:
+    called = old({"name": "look", "arguments": '{"at": 1}'})
+    result = {"role": "function", "name": "look", "content": "seen"}
+    function = TOOL["function"]
+    _, row, problems = rows.read(chat(USER, called, result, called, result, ANSWER, functions=[function]))
+    assert problems == []
+    assert isinstance(row, rows.Chat)
+    assert row.tools == [TOOL]
+    calls = [message["tool_calls"][0] for message in row.messages if "tool_calls" in message]
+    assert [call["function"] for call in calls] == [{"name": "look", "arguments": {"at": 1}}] * 2
+    results = [message for message in row.messages if message["role"] == "tool"]
+    assert [message["tool_call_id"] for message in results] == [call["id"] for call in calls]
+    assert len({call["id"] for call in calls}) == 2
+    assert results[0]["name"] == "look"
+
+
+OTHERS: list[tuple[dict[str, Any], str, rows.Row]] = [
+    ({"prompt": "", "completion": "b"}, "completion", rows.Completion("", "b")),
+    ({"text": "a"}, "text", rows.Text("a")),
+    (
+        {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [ANSWER]},
+        "preference",
+        rows.Preference([USER], None, [ANSWER], [ANSWER]),
+    ),
+    ({"prompt": "a", "completion": "b", "label": False}, "labelled", rows.Labelled("a", "b", False)),
+]
+
+
+@pytest.mark.parametrize(("given", "name", "row"), OTHERS, ids=[other[1] for other in OTHERS])
+def test_the_other_formats_are_read(given: dict[str, Any], name: str, row: rows.Row) -> None:
+    found = rows.read(json.dumps(given).encode())
+    assert found.reader is not None
+    assert (found.reader.format, found.reader.conversion) == (name, None)
+    assert found.row == row

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from core.formats import templates
+from core.formats.conversation import Message
 from core.formats.report import Code
-from core.formats.rows import Chat, Completion, Message, Preference, Row, Text
+from core.formats.rows import Chat, Completion, Preference, Row, Text
 from worker.prepare.folder import Facts
 from worker.prepare.tokenise import Encoder, RowFault, Spool, Tokens, cut
 
