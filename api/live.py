@@ -1,4 +1,4 @@
-"""Events as they happen, as server-sent events for any number of waiting clients.
+"""Events as they happen, as server-sent events for any number of waiting clients; and word of answers that are there.
 
 One connection of this process listens to PostgreSQL, and a job is read once for all who follow it. Nobody holds a
 thread or a pooled connection while waiting. What was missed is asked for by number, so a signal that is lost or comes
@@ -23,7 +23,7 @@ from core.db.session import reading
 from core.db.tenancy import Tenant
 from core.errors import NotFound
 from core.schemas import events as shape
-from core.services import events, keys
+from core.services import events, keys, replies
 from core.wiring import Parts
 
 log = structlog.get_logger()
@@ -112,8 +112,21 @@ class Topic:
             del self._tail[:-_KEPT]
 
 
+class Bell:
+    """Rung when an answer is there, for the requests of this process that wait for it."""
+
+    def __init__(self) -> None:
+        self.waiters = 0
+        self.next = asyncio.Event()
+        """Set at the next ring; whoever wants the one after that takes the next object."""
+
+    def ring(self) -> None:
+        rung, self.next = self.next, asyncio.Event()
+        rung.set()
+
+
 class Live:
-    """The streams of this process."""
+    """The streams of this process, and its requests that wait."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -121,6 +134,7 @@ class Live:
         self._keys: Counter[str] = Counter()
         """How many follow with each key."""
         self._revoked: set[str] = set()
+        self._bells: dict[str, Bell] = {}
         self._listening = False
         self._ending = False
         self._listener: asyncio.Task[None] | None = None
@@ -131,10 +145,9 @@ class Live:
         self._listener = asyncio.create_task(self._listen())
 
     def end(self) -> None:
-        """End all streams, soon: their clients come back to another process, or to the next one."""
+        """End all streams and waits, soon: their clients come back to another process, or to the next one."""
         self._ending = True
-        for topic in self._topics.values():
-            topic.signal()
+        self._signal_all()
 
     async def close(self) -> None:
         self.end()
@@ -174,6 +187,34 @@ class Live:
                         beat = clock() + HEARTBEAT_SECONDS
 
     @contextlib.contextmanager
+    def bell(self, answer_id: str) -> Iterator[Bell]:
+        """For as long as this is entered, the bell hears of this answer."""
+        bell = self._bells.setdefault(answer_id, Bell())
+        bell.waiters += 1
+        try:
+            yield bell
+        finally:
+            bell.waiters -= 1
+            if not bell.waiters:
+                del self._bells[answer_id]
+
+    async def rung(self, ring: asyncio.Event, until: float) -> bool:
+        """Wait for a bell's next ring, which may be a false one; False when the time is over, or this process ends."""
+        clock = asyncio.get_running_loop().time
+        # Without a listener nobody rings, so the answer is looked for now and then.
+        limit = until if self._listening else min(until, clock() + POLL_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(limit):
+                await ring.wait()
+        return not self._ending and clock() < until
+
+    def _signal_all(self) -> None:
+        for topic in self._topics.values():
+            topic.signal()
+        for bell in self._bells.values():
+            bell.ring()
+
+    @contextlib.contextmanager
     def _followed(self, tenant: Tenant, job_id: str) -> Iterator[Topic]:
         topic = self._topics.get(job_id)
         if topic is None:
@@ -208,17 +249,21 @@ class Live:
                 )
                 async with connection:
                     await connection.execute(f"LISTEN {events.CHANNEL}")
+                    await connection.execute(f"LISTEN {replies.CHANNEL}")
                     self._listening = True
                     # Nobody told what happened until now.
-                    for topic in self._topics.values():
-                        topic.signal()
+                    self._signal_all()
                     async for told in connection.notifies():
                         if told.payload in self._topics:
                             self._topics[told.payload].signal()
+                        elif told.payload in self._bells:
+                            self._bells[told.payload].ring()
             except (psycopg.Error, OSError) as error:
                 log.warning("live.not_listening", error=type(error).__name__)
             finally:
                 self._listening = False
+                # From now on whoever waits looks for itself.
+                self._signal_all()
             await asyncio.sleep(POLL_SECONDS)
 
     async def _poll(self) -> None:

@@ -21,6 +21,7 @@ from api.routes import (
     models,
     permissions,
     queue,
+    reports,
     uploads,
     webhooks,
 )
@@ -68,7 +69,20 @@ def create_app(parts: Parts | None = None) -> FastAPI:
     # The key comes first: this dependency runs before a route's own, so without one nothing else is looked at.
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(auth.tenant)])
     # Artifacts before models: the latter's names take everything that follows.
-    for noun in (files, uploads, jobs, metrics, permissions, catalog, queue, artifacts, models, admin, webhooks):
+    for noun in (
+        files,
+        reports,
+        uploads,
+        jobs,
+        metrics,
+        permissions,
+        catalog,
+        queue,
+        artifacts,
+        models,
+        admin,
+        webhooks,
+    ):
         v1.include_router(noun.router)
     app.include_router(v1)
     app.include_router(health.router)

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     min_examples: int = 10
     presigned_url_seconds: int = Field(900, gt=0, le=3600)
 
+    # Questions about data: reports, previews, estimates.
+    answer_wait_seconds: float = Field(10, ge=0, le=60)
+    """How long a request waits for its answer before it is told to come again."""
+    answer_days: float = Field(7, gt=0)
+    """An answer that nobody has asked for in so many days is forgotten."""
+
     # What one project may have, and one key may ask; empty: no limit.
     requests_per_minute: int | None = Field(None, ge=1)
     """Requests of one API key."""

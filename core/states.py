@@ -116,3 +116,13 @@ class ItemKind(StrEnum):
     CHECK_FILE = "check_file"
     REGISTER_MODEL = "register_model"
     JOIN_UPLOAD = "join_upload"
+    ANSWER = "answer"
+
+
+class AnswerKind(StrEnum):
+    """What can be asked about data before a job is made of it."""
+
+    REPORT = "report"
+    VALIDATE = "validate"
+    PREVIEW = "preview"
+    ESTIMATE = "estimate"

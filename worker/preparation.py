@@ -19,7 +19,7 @@ from core.services import base_models, files, jobs, runs, sweeps
 from core.states import FileStatus, ItemKind, ItemStatus, Wish
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import stage
+from worker import answering, stage
 from worker.cache import ModelCache, file_sha256
 from worker.folder import EXIT_USER_ERROR
 from worker.prepare.folder import CheckFile, Facts, PrepareJob, RegisterModel, Result, Spec
@@ -123,12 +123,14 @@ def _result(folder: Path, status: int, last_words: str) -> Result:
 # -- work items
 
 
-def stage_item(parts: Parts, item: WorkItem, folder: Path) -> None:
+def stage_item(parts: Parts, cache: ModelCache, item: WorkItem, folder: Path) -> None:
     spec: Spec
     if item.kind == ItemKind.CHECK_FILE:
         with transaction(parts.sessions) as session:
             file = session.get_one(File, item.subject_id)
         spec = CheckFile(path=stage.download(parts.store, file.storage_key, file.sha256, folder / "file.data"))
+    elif item.kind == ItemKind.ANSWER:
+        spec = answering.stage_question(parts, cache, item, folder)
     else:
         with transaction(parts.sessions) as session:
             base = session.get_one(BaseModel, item.subject_id)
@@ -173,6 +175,9 @@ def finish_item(
     parts: Parts, cache: ModelCache, claim: Claim, folder: Path, progress: Progress, status: int, last_words: str
 ) -> None:
     result = _result(folder, status, last_words)
+    if result.answer is not None:
+        answering.finish(parts, claim, folder, result.answer)
+        return
     if result.facts is not None:
         _store_base_model(parts, cache, folder, result.facts, progress)
     with fenced(parts.sessions, WorkItem, claim.id, claim.generation) as (session, row):

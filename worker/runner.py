@@ -232,7 +232,7 @@ class Runner:
         folder = self._folder(claim)
         child = self.slot.prepare()
         with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
-            preparation.stage_item(self.parts, item, folder)
+            preparation.stage_item(self.parts, self.cache, item, folder)
             progress = preparation.Progress(self.parts, item, claim, folder)
             status = self._run_child(child, folder, lease, progress)
             if status is None:

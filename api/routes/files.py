@@ -139,9 +139,9 @@ def get(file_id: str, session: SessionDep, tenant: TenantDep) -> FileObject:
 def delete(file_id: str, tenant: TenantDep, parts: PartsDep) -> Deleted:
     """Remove a file and its bytes. One that a job still needs stays: cancel the job first."""
     with transaction(parts.sessions) as session:
-        key = files.remove(session, tenant, file_id)
+        keys = files.remove(session, tenant, file_id)
     # After the commit: a row without its object would be a broken promise, an object without a row is litter.
-    parts.store.delete(key)
+    parts.store.delete(*keys)
     return Deleted(id=file_id, object="file")
 
 

@@ -24,10 +24,11 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from core.states import FileStatus, ItemKind, ItemStatus, Phase, Status, UploadStatus, Wish
+from core.states import AnswerKind, FileStatus, ItemKind, ItemStatus, Phase, Status, UploadStatus, Wish
 
 Json = dict[str, Any]  # Any: JSON columns hold documents whose shapes core/schemas and core/options define.
 
@@ -398,7 +399,8 @@ class WebhookDelivery(Table):
 
 
 class WorkItem(Leased, Table):
-    """Work of the prepare queue that is not a job: check a large file, join an upload, register a base model."""
+    """Work of the prepare queue that is not a job: check a large file, join an upload, register a base model,
+    answer a question about data."""
 
     __tablename__ = "work_items"
     __table_args__ = (
@@ -414,11 +416,39 @@ class WorkItem(Leased, Table):
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     subject_id: Mapped[str] = mapped_column(index=True)
-    """The file, base model or upload it is about."""
+    """The file, base model, upload or answer it is about."""
     status: Mapped[str] = mapped_column(server_default=ItemStatus.WAITING)
     error: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
+
+
+class Answer(Table):
+    """What was asked about a project's data and what a prepare worker answered; asked again, it is here at once."""
+
+    __tablename__ = "answers"
+    __table_args__ = (
+        _one_of("kind", AnswerKind),
+        Index(None, "data_sha256", postgresql_using="gin"),
+        Index(None, "used_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """By the hash of the project, the kind and all that decides the answer."""
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    kind: Mapped[str]
+    question: Mapped[Json]
+    """What the worker reads: the ids of files and base models, and the options."""
+    data_sha256: Mapped[list[str]] = mapped_column(postgresql.ARRAY(Text))
+    """Of the files that the answer may quote: it goes when one of them is deleted."""
+    result: Mapped[Json | None]
+    objects: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    """Keys in the store by name: ``result`` when it is too large for the row, and what else belongs to the answer."""
+    error: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    settled_at: Mapped[datetime | None]
+    """NULL: it is being worked on."""
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When it was asked for last."""
 
 
 class IdempotencyKey(Table):

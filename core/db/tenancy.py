@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from core.db.tables import File, Job, Permission, TunedModel, Upload, WebhookEndpoint
+from core.db.tables import Answer, File, Job, Permission, TunedModel, Upload, WebhookEndpoint
 from core.errors import NotFound
 
 
@@ -21,10 +21,11 @@ class Tenant:
     scopes: frozenset[str] = frozenset()
 
 
-Owned = TypeVar("Owned", File, Job, Permission, TunedModel, Upload, WebhookEndpoint)
+Owned = TypeVar("Owned", Answer, File, Job, Permission, TunedModel, Upload, WebhookEndpoint)
 
 # The noun that an error message uses for a table.
 _NOUNS: dict[type[Any], str] = {
+    Answer: "answer",
     File: "file",
     Job: "fine-tuning job",
     Permission: "permission",

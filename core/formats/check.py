@@ -3,20 +3,28 @@
 from collections import Counter
 from collections.abc import Callable
 
-from core.formats import conversation, parse, rows
+from core.formats import conversation, excerpt, parse, rows
 from core.formats.report import FAULTS_KEPT, Code, Fault, Report
 
 _BOM = b"\xef\xbb\xbf"
 
 
 class Checker:
-    """``feed`` the file's bytes in any pieces, then ``finish``. ``on_row`` gets each good row and its line number.
+    """``feed`` the file's bytes in any pieces, then ``finish``. ``on_row`` gets each good row and its line number,
+    ``on_fault`` every fault, where the report keeps the first hundred.
 
     Blank lines are allowed and teach nothing; lines may end in CRLF; the last one needs no line break.
     """
 
-    def __init__(self, on_row: Callable[[int, rows.Row], None] | None = None, *, format: str = "auto") -> None:
+    def __init__(
+        self,
+        on_row: Callable[[int, rows.Row], None] | None = None,
+        *,
+        on_fault: Callable[[Fault], None] | None = None,
+        format: str = "auto",
+    ) -> None:
         self._on_row = on_row
+        self._on_fault = on_fault
         self._pieces: list[bytes] = []
         self._held = 0
         self._skipping = False
@@ -25,6 +33,8 @@ class Checker:
         self._given = None if format == "auto" else rows.BY_NAME[format]
         self._reader = self._given
         self._seen = False
+        self._row = b""
+        """What faults are about at the moment."""
 
     def feed(self, chunk: bytes) -> None:
         self.report.bytes += len(chunk)
@@ -63,6 +73,7 @@ class Checker:
         number = self.report.lines
         line = b"".join(self._pieces)
         self._pieces, self._held = [], 0
+        self._row = b""
         if self._skipping:
             self._skipping = False
             self.bad_row(number, [parse.too_long()])
@@ -77,6 +88,7 @@ class Checker:
     def row(self, number: int, line: bytes) -> None:
         """One row as JSON: what a line holds, or a record of another container."""
         self._seen = True
+        self._row = line
         reader, row, problems = rows.read(line, self._given)
         if reader is not None and self._reader is None:
             self._reader = reader
@@ -102,8 +114,14 @@ class Checker:
 
     def fault(self, line: int, path: str, code: Code, message: str) -> None:
         self.report.fault_count += 1
+        if self._on_fault is None and len(self.report.faults) >= FAULTS_KEPT:
+            return
+        shown = excerpt.excerpt(self._row, path, message) if line else None
+        fault = Fault(line=line, path=path, code=code, message=message, excerpt=shown)
         if len(self.report.faults) < FAULTS_KEPT:
-            self.report.faults.append(Fault(line=line, path=path, code=code, message=message))
+            self.report.faults.append(fault)
+        if self._on_fault is not None:
+            self._on_fault(fault)
 
 
 def _conversations(row: rows.Row) -> list[list[conversation.Message]]:

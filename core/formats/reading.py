@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.formats.check import Checker
-from core.formats.report import Report
+from core.formats.report import Fault, Report
 from core.formats.rows import Row
 
 _CHUNK = 1024 * 1024
@@ -17,12 +17,14 @@ def read_file(
     path: Path,
     on_row: Callable[[int, Row], None] | None = None,
     *,
+    on_fault: Callable[[Fault], None] | None = None,
     format: str = "auto",
     progress: Callable[[float], None] | None = None,
 ) -> Report:
-    """Read all of it. ``on_row`` gets each good row with its line; ``format`` overrides what the rows look like;
+    """Read all of it. ``on_row`` gets each good row with its line, ``on_fault`` every
+    fault, where the report keeps the first hundred; ``format`` overrides what the rows look like;
     ``progress`` is told the percentage of the file's bytes that has been read, often."""
-    checker = Checker(on_row)
+    checker = Checker(on_row, on_fault=on_fault, format=format)
     size, done = max(1, path.stat().st_size), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -63,6 +63,8 @@ class Fault(BaseModel):
     path: str = ""
     code: Code
     message: str
+    excerpt: str | None = None
+    """What is wrong, as it stands there: up to 80 characters."""
 
     def __str__(self) -> str:
         where = "".join((f"line {self.line}: " if self.line else "", f"{self.path}: " if self.path else ""))

@@ -13,7 +13,7 @@ from core.db.tenancy import Tenant
 from core.errors import Conflict, TooLarge
 from core.formats.check import Checker
 from core.formats.report import FAULTS_KEPT, Report
-from core.services import pages
+from core.services import pages, replies
 from core.states import TERMINAL, FileStatus, ItemKind
 from core.storage import store as layout
 from core.storage.store import Store
@@ -140,8 +140,8 @@ def _alive(tenant: Tenant) -> Select[File]:
     return tenancy.owned(File, tenant).where(or_(File.expires_at.is_(None), File.expires_at > clock.now()))
 
 
-def remove(session: Session, tenant: Tenant, id: str) -> str:
-    """Mark it deleted; returns the key to remove from the store after the commit."""
+def remove(session: Session, tenant: Tenant, id: str) -> list[str]:
+    """Mark it deleted, with what was answered about it; returns the keys to remove from the store after the commit."""
     row = tenancy.get(session, File, tenant, id, lock=True)
     user = session.scalar(
         tenancy.owned(Job, tenant)
@@ -151,7 +151,7 @@ def remove(session: Session, tenant: Tenant, id: str) -> str:
     if user is not None:
         raise Conflict(f"The file {id!r} is needed by the job {user.id!r}, which is {user.status}.", param="file_id")
     row.deleted_at = clock.now()
-    return row.storage_key
+    return [row.storage_key, *replies.forget(session, row.project_id, row.sha256)]
 
 
 def add_result(session: Session, job: Job, filename: str, key: str, bytes: int, sha256: str) -> File:

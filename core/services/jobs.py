@@ -29,6 +29,12 @@ PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 FITS = {"supervised": ("chat", "completion", "text")}
 
 
+class Understood(NamedTuple):
+    method: str
+    hyperparameters: Hyperparameters
+    options: JobOptions
+
+
 class Removal(NamedTuple):
     """Objects to delete after the commit: all below the prefixes but those that are kept."""
 
@@ -41,8 +47,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     first = idempotency.first_of(session, tenant, once)
     if first is not None:
         return first
-    method, asked, prefix = _method(wanted)
-    chosen = _options(wanted, asked, prefix)
+    method, asked, chosen = understood(wanted)
     _check_request(wanted)
     quotas.check_open_jobs(session, tenant, settings)
     base = base_models.usable(session, wanted.model)
@@ -76,6 +81,12 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
         events.append(session, job, f"The model {wanted.model!r} stands for the base model {base.name!r} here.")
     events.append(session, job, f"Validating training file: {training.id}")
     return job
+
+
+def understood(wanted: JobCreate) -> Understood:
+    """Method, hyperparameters and options of a body; raises BadRequest for what is wrong with them."""
+    method, asked, prefix = _method(wanted)
+    return Understood(method, asked, _options(wanted, asked, prefix))
 
 
 def _method(wanted: JobCreate) -> tuple[str, Hyperparameters, str]:

@@ -8,7 +8,7 @@ from core import clock
 from core.config import Settings
 from core.db.tables import BaseModel, File, Job, WorkItem
 from core.queue import claims
-from core.services import base_models, files, joins, runs
+from core.services import base_models, files, joins, replies, runs
 from core.states import ItemKind, ItemStatus, Status, Wish
 
 log = structlog.get_logger()
@@ -57,6 +57,8 @@ def item_failed(session: Session, item: WorkItem, code: str, message: str, param
         files.unreadable(session.get_one(File, item.subject_id), message)
     elif item.kind == ItemKind.JOIN_UPLOAD:
         joins.failed(session, item, message)
+    elif item.kind == ItemKind.ANSWER:
+        replies.fail(session, item.subject_id, code, message, param)
 
 
 def cancelled_jobs(session: Session) -> int:
@@ -84,6 +86,8 @@ def expired_files(session: Session) -> list[str]:
         .with_for_update(key_share=True, skip_locked=True)
         .limit(100)
     ).all()
+    keys = []
     for file in rows:
         file.deleted_at = clock.now()
-    return [file.storage_key for file in rows]
+        keys += [file.storage_key, *replies.forget(session, file.project_id, file.sha256)]
+    return keys

@@ -10,6 +10,7 @@ generation it wrote at, so a late worker can't touch what its successor wrote, a
     jobs/<job id>/gen-<g>/checkpoints/step-<n>/<path>     the manifest last
     jobs/<job id>/gen-<g>/artifact/<path>
     jobs/<job id>/gen-<g>/metrics.csv · trainer.log
+    answers/<answer id>/<name>                            an answer's parts that are too large for its row
     base-models/<sha256>/<path>                           by content, shared by all registrations of it
 """
 
@@ -110,6 +111,11 @@ def all_runs(job_id: str) -> str:
 def run(job_id: str, generation: int, name: str = "") -> str:
     """A place of one generation of a job: ``artifact/<path>``, ``checkpoints/step-4/<path>``, ``metrics.csv``."""
     return f"{all_runs(job_id)}gen-{generation}/{name}"
+
+
+def answer(answer_id: str, name: str = "") -> str:
+    """No generation in it: an answer's id is the hash of its question, so whoever writes here writes the same."""
+    return f"answers/{answer_id}/{name}"
 
 
 def base_model(sha256: str, path: str = "") -> str:

@@ -61,7 +61,9 @@ def upgrade() -> None:
         sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("losses", sa.Integer(), server_default="0", nullable=False),
         sa.Column("wish", sa.Text(), nullable=True),
-        sa.CheckConstraint("kind IN ('check_file', 'register_model', 'join_upload')", name=op.f("ck_work_items_kind")),
+        sa.CheckConstraint(
+            "kind IN ('check_file', 'register_model', 'join_upload', 'answer')", name=op.f("ck_work_items_kind")
+        ),
         sa.CheckConstraint("status IN ('waiting', 'running', 'done', 'failed')", name=op.f("ck_work_items_status")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_work_items")),
     )
@@ -151,6 +153,31 @@ def upgrade() -> None:
         ["project_id", "checkpoint", "created_at", "id"],
         unique=False,
     )
+    op.create_table(
+        "answers",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("question", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("data_sha256", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("result", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column(
+            "objects",
+            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
+            server_default=sa.text("'{}'"),
+            nullable=False,
+        ),
+        sa.Column("error", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("kind IN ('report', 'validate', 'preview', 'estimate')", name=op.f("ck_answers_kind")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_answers_project_id_projects")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_answers")),
+    )
+    op.create_index(op.f("ix_answers_data_sha256"), "answers", ["data_sha256"], unique=False, postgresql_using="gin")
+    op.create_index(op.f("ix_answers_project_id"), "answers", ["project_id"], unique=False)
+    op.create_index(op.f("ix_answers_used_at"), "answers", ["used_at"], unique=False)
     op.create_table(
         "files",
         sa.Column("id", sa.Text(), nullable=False),
@@ -484,6 +511,10 @@ def downgrade() -> None:
     op.drop_table("checkpoint_permissions")
     op.drop_index(op.f("ix_api_keys_project_id"), table_name="api_keys")
     op.drop_table("api_keys")
+    op.drop_index(op.f("ix_answers_used_at"), table_name="answers")
+    op.drop_index(op.f("ix_answers_project_id"), table_name="answers")
+    op.drop_index(op.f("ix_answers_data_sha256"), table_name="answers", postgresql_using="gin")
+    op.drop_table("answers")
     op.drop_table("projects")
     op.drop_index(op.f("ix_workers_last_seen_at"), table_name="workers")
     op.drop_table("workers")

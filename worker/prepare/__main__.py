@@ -17,17 +17,21 @@ from core.formats.reading import read_file
 from core.formats.report import Format, Report
 from core.formats.templates import TemplateFault
 from worker.folder import EXIT_USER_ERROR, Event
-from worker.prepare import limits, resolve, tokenise
+from worker.prepare import limits, questions, resolve, tokenise
 from worker.prepare.folder import (
     CheckFile,
     Counts,
     Note,
     Prepared,
     PrepareJob,
+    PreviewFile,
+    Question,
     RegisterModel,
     Result,
     Spec,
+    SurveyFile,
     TaskError,
+    ValidateFile,
 )
 
 _EVENT_SECONDS = 0.5
@@ -84,6 +88,8 @@ def run(folder: Path) -> int:
                 result = _register(spec, folder, events)
             case PrepareJob():
                 result = Result(prepared=_prepare(spec, folder, events))
+            case SurveyFile() | ValidateFile() | PreviewFile():
+                result = Result(answer=_answer(spec, folder, events))
     except _Refused as refused:
         result = Result(error=refused.error)
     except JobError as error:
@@ -117,6 +123,12 @@ def _register(spec: RegisterModel, folder: Path, events: _Events) -> Result:
 def _check(spec: CheckFile, events: _Events) -> Report:
     limits.apply(spec.path.stat().st_size)
     return read_file(spec.path, progress=lambda percent: events.progress("checking", percent, "checking the file"))
+
+
+def _answer(spec: Question, folder: Path, events: _Events) -> dict[str, Any]:  # Any: JSON
+    others = [] if isinstance(spec, PreviewFile) or spec.validation is None else [spec.validation]
+    limits.apply(sum(path.stat().st_size for path in (spec.data, *others)))
+    return questions.answer(spec, folder, lambda percent: events.progress("reading", percent, "reading the file"))
 
 
 def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:

@@ -3,10 +3,11 @@
 Like the job folder of training, it is the whole interface: ``python -m worker.prepare DIR`` reads ``spec.json``
 and needs no database, queue, object store or credential.
 
-    DIR/spec.json            one of CheckFile, RegisterModel, PrepareJob (told apart by ``task``)
+    DIR/spec.json            one of the specs below, told apart by ``task``
     DIR/events.jsonl         lines of ``worker.folder.Event``: ``phase`` and ``message``, with ``percent`` where known
     DIR/result.json          Result; written last, also when the task ends with an error the user can act on
     DIR/out/                 register_model: the model's folder
+    DIR/answer/              questions about data: what belongs to the answer and is too long for it
     DIR/train.safetensors    prepare_job: token files as ``worker.folder`` defines them
     DIR/valid.safetensors
     DIR/chat_template.jinja  prepare_job: the template the rows were rendered with; it belongs into the artifact
@@ -23,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.formats.report import Report
 from core.options import Hyperparameters, JobOptions, Resolved
 from worker.folder import FileEntry
+
+ANSWER = "answer"
 
 
 class _Strict(BaseModel):
@@ -91,7 +94,49 @@ class PrepareJob(_Strict):
     """Whether the workers that may train this job compute quickly in bfloat16; ``precision: auto`` looks at it."""
 
 
-Spec = Annotated[CheckFile | RegisterModel | PrepareJob, Field(discriminator="task")]
+class Model(_Strict):
+    """A base model that data are looked at with; ``base`` as in PrepareJob."""
+
+    name: str
+    base: Path
+    facts: Facts
+
+
+class SurveyFile(_Strict):
+    """Everything worth knowing about a data file; answers a ``core.formats.findings.Survey``."""
+
+    task: Literal["survey_file"] = "survey_file"
+    data: Path
+    validation: Path | None = None
+    models: list[Model] = []
+
+
+class ValidateFile(_Strict):
+    """Whether a job could be trained on the file; answers a ``core.formats.findings.Verdict``."""
+
+    task: Literal["validate_file"] = "validate_file"
+    data: Path
+    validation: Path | None = None
+    model: Model
+    method: str
+    formats: list[str]
+    """Of rows that the method learns from."""
+    options: JobOptions = JobOptions()
+    min_examples: int = 10
+
+
+class PreviewFile(_Strict):
+    """The first rows as the model sees them; answers a ``core.formats.findings.Preview``."""
+
+    task: Literal["preview_file"] = "preview_file"
+    data: Path
+    model: Model
+    options: JobOptions = JobOptions()
+    limit: int = 5
+
+
+Question = SurveyFile | ValidateFile | PreviewFile
+Spec = Annotated[CheckFile | RegisterModel | PrepareJob | Question, Field(discriminator="task")]
 
 
 class TaskError(_Strict):
@@ -149,4 +194,6 @@ class Result(_Strict):
     report: Report | None = None
     facts: Facts | None = None
     prepared: Prepared | None = None
+    answer: dict[str, Any] | None = None
+    """To a question about data, as the route will give it; what is too long for it lies in ``DIR/answer/``."""
     error: TaskError | None = None

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,15 @@ class _Drawn:
     plain: bool
 
 
+class Explained(NamedTuple):
+    text: str
+    learned: list[tuple[int, int]]
+    """Characters of the text."""
+    tokens: Tokens
+    texts: list[str]
+    """Of each token."""
+
+
 _loaded: dict[Path, Tokenizer] = {}
 
 
@@ -106,6 +115,23 @@ class Encoder:
         # The template has written BOS itself, as in transformers; plain text gets it in `_tokens`.
         encodings = self._tokenizer.encode_batch([one.text for one in drawn], add_special_tokens=False)
         return [self._tokens(*each) for each in zip(lines, drawn, encodings, strict=True)]
+
+    def explain(self, line: int, row: Row) -> "Explained":
+        """One row with the text of each token, for people. Raises RowFault."""
+        try:
+            with limits.row_time():
+                drawn = self._draw(row)
+        except templates.TemplateFault as fault:
+            raise RowFault(line, fault.code, fault.message) from None
+        encoding = self._tokenizer.encode(drawn.text, add_special_tokens=False)
+        tokens = self._tokens(line, drawn, encoding)
+        texts = [drawn.text[start:end] for start, end in encoding.offsets]
+        # BOS and EOS of plain text are not in it.
+        if len(tokens.ids) > len(texts) and self._bos is not None and tokens.ids[0] == self._bos:
+            texts.insert(0, "")
+        texts += [""] * (len(tokens.ids) - len(texts))
+        named = [text or self._tokenizer.id_to_token(int(id)) or "" for text, id in zip(texts, tokens.ids, strict=True)]
+        return Explained(drawn.text, drawn.learned, tokens, named)
 
     def _draw(self, row: Row) -> _Drawn:
         match row:
@@ -372,7 +398,7 @@ class Batcher:
 
     def add(self, line: int, row: Row) -> None:
         self._rows.append((line, row))
-        self._characters += _characters(row)
+        self._characters += characters(row)
         if len(self._rows) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
             self.flush()
 
@@ -384,7 +410,7 @@ class Batcher:
         self._rows, self._characters = [], 0
 
 
-def _characters(row: Row) -> int:
+def characters(row: Row) -> int:
     match row:
         case Chat():
             return sum(len(message["content"]) for message in row.messages)

@@ -1,0 +1,51 @@
+"""What is wrong in a line, shown: the value at a fault's path, or the text around where parsing stopped."""
+
+import re
+
+import orjson
+
+_SHOWN = 80
+_AROUND = 30
+_PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
+_COLUMN = re.compile(r"(?:at column|byte|before column) (\d+)")
+
+
+def excerpt(line: bytes, path: str, message: str) -> str | None:
+    """Up to 80 characters; None when there is nothing to show."""
+    if not line.strip():
+        return None
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _around(line, message)
+    for key, index in _PART.findall(path):
+        inner = _step(value, key, index)
+        if inner is None:
+            # The field is missing: what it is missing from says more than nothing.
+            break
+        (value,) = inner
+    return _short(orjson.dumps(value).decode())
+
+
+def _step(value: object, key: str, index: str) -> tuple[object] | None:
+    if index:
+        return (value[int(index)],) if isinstance(value, list) and int(index) < len(value) else None
+    return (value[key],) if isinstance(value, dict) and key in value else None
+
+
+def _around(line: bytes, message: str) -> str:
+    """The message names the column, or the byte, at which the line stops being JSON."""
+    named = _COLUMN.search(message)
+    at = int(named[1]) - 1 if named else 0
+    if "byte" in message:
+        text = line[max(0, at - _AROUND) : at + _AROUND].decode("utf-8", "backslashreplace")
+    else:
+        # Columns count characters.
+        text = line.decode("utf-8", "backslashreplace")
+        text = ("…" if at > _AROUND else "") + text[max(0, at - _AROUND) : at + _AROUND]
+    return _short(text)
+
+
+def _short(text: str) -> str:
+    text = text.replace("\0", "\\0")
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

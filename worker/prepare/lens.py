@@ -1,0 +1,160 @@
+"""Rows as one base model sees them: how long they are, and what would be cut, left out or would teach nothing."""
+
+from bisect import bisect_right
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.formats.findings import KEPT, Bin, Lengths, Lines, Seen
+from core.formats.report import Fault
+from core.formats.rows import Chat, Completion, Labelled, Preference, Row
+from core.formats.survey import Findings, quantile
+from core.options import JobOptions
+from worker.prepare import tokenise
+from worker.prepare.folder import Facts
+from worker.prepare.tokenise import Encoder, RowFault, Tokens
+
+_BATCH_ROWS = 256
+_BATCH_CHARACTERS = 2_000_000
+# Bins of a histogram begin at powers of two and halfway between them.
+_EDGES = [0, *(base << power for power in range(3, 30) for base in (2, 3))]
+
+
+class Lens:
+    """``add`` rows, then ``finish``. What names a line goes to ``findings`` as well, as of the file ``of``."""
+
+    def __init__(
+        self, model: str, encoder: Encoder, facts: Facts, options: JobOptions, findings: Findings, of: str = "data"
+    ) -> None:
+        self._encoder, self._facts, self._options = encoder, facts, options
+        self._findings = findings
+        self._about = {"model": model} if of == "data" else {"model": model, "file": of}
+        given = options.max_length
+        self._limit = facts.context_length if given == "auto" else given
+        self._rows: list[tuple[int, Row]] = []
+        self._characters = 0
+        self._lengths: Counter[int] = Counter()
+        self._seen = Seen(
+            model=model,
+            chat_template="given" if options.chat_template != "base" else facts.template_origin,
+            context_length=facts.context_length,
+            max_length=self._limit,
+            over_length=options.data.over_length,
+            train_on=options.train_on,
+            examples=0,
+            tokens=0,
+            trained_tokens=0,
+            lengths=None,
+            truncated=Lines(),
+            dropped=Lines(),
+            masked=Lines(),
+            straddling=Lines(),
+            fault_count=0,
+            faults=[],
+        )
+
+    def add(self, line: int, row: Row) -> None:
+        self._rows.append((line, row))
+        self._characters += tokenise.characters(row)
+        if len(self._rows) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
+            self._flush()
+
+    def finish(self) -> Seen:
+        self._flush()
+        found = self._encoder.straddling
+        self._seen.straddling = Lines(count=found.count, lines=found.lines)
+        self._seen.lengths = _lengths(self._lengths) if self._lengths else None
+        return self._seen
+
+    def _flush(self) -> None:
+        rows, self._rows, self._characters = self._rows, [], 0
+        try:
+            self._take(rows)
+        except RowFault:
+            # Row by row, so that every row that the template refuses is named and the others are measured.
+            for row in rows:
+                try:
+                    self._take([row])
+                except RowFault as refused:
+                    self._refuse(refused)
+
+    def _refuse(self, refused: RowFault) -> None:
+        fault = Fault(line=refused.line, code=refused.code, message=refused.message)
+        self._seen.fault_count += 1
+        if len(self._seen.faults) < KEPT:
+            self._seen.faults.append(fault)
+        self._findings.fault(fault, "template_fault", **self._about)
+
+    def _take(self, rows: list[tuple[int, Row]]) -> None:
+        parts = [(line, parts_of(row)) for line, row in rows]
+        encoded = iter(self._encoder.encode((line, part) for line, several in parts for part in several))
+        for line, several in parts:
+            self._measure(line, [next(encoded) for _ in several])
+
+    def _measure(self, line: int, parts: list[Tokens]) -> None:
+        """One row, of two parts when it is a pair of answers."""
+        seen = self._seen
+        length = max(len(part.ids) for part in parts)
+        self._lengths[length] += 1
+        if not any(_taught(part)[1:].any() for part in parts):
+            self._name("masked", seen.masked, line)
+        elif length > self._limit and seen.over_length != "truncate":
+            self._name("dropped", seen.dropped, line, tokens=length)
+        else:
+            if length > self._limit:
+                self._name("truncated", seen.truncated, line, tokens=length)
+            seen.examples += 1
+            for part in parts:
+                self._count(part)
+
+    def _count(self, part: Tokens) -> None:
+        taught = _taught(part)
+        if len(taught) <= self._limit:
+            self._seen.tokens += len(taught)
+            self._seen.trained_tokens += int(taught.sum())
+            return
+        for start, end in tokenise.cut(taught, self._limit, self._facts.bos_token_id is not None):
+            self._seen.tokens += end - start
+            self._seen.trained_tokens += int(taught[start:end].sum())
+
+    def _name(self, kind: str, lines: Lines, line: int, **facts: object) -> None:
+        lines.add(line)
+        self._findings.add(kind, line, **facts, **self._about)
+
+
+def parts_of(row: Row) -> list[Row]:
+    """What is tokenised of a row. Methods that compare answers train on the prompt with each of them."""
+    match row:
+        case Preference():
+            return [Chat([*row.messages, *answer], row.tools) for answer in (row.preferred, row.rejected)]
+        case Labelled(prompt=list() as prompt, completion=list() as completion):
+            return [Chat([*prompt, *completion], row.tools)]
+        case Labelled():
+            return [Completion(str(row.prompt), str(row.completion))]
+        case _:
+            return [row]
+
+
+def _taught(part: Tokens) -> NDArray[np.uint8]:
+    """1 where a token is learned."""
+    return ((part.completion > 0) & (part.weight > 0)).astype(np.uint8)
+
+
+def _lengths(counts: Counter[int]) -> Lengths:
+    rows = counts.total()
+    bins = Counter[int]()
+    for length, count in counts.items():
+        bins[bisect_right(_EDGES, length) - 1] += count
+    return Lengths(
+        shortest=min(counts),
+        mean=round(sum(length * count for length, count in counts.items()) / rows, 1),
+        median=quantile(counts, 0.5),
+        p90=quantile(counts, 0.9),
+        p99=quantile(counts, 0.99),
+        longest=max(counts),
+        histogram=[
+            Bin(least=_EDGES[index], most=_EDGES[index + 1] - 1, rows=bins[index])
+            for index in range(min(bins), max(bins) + 1)
+        ],
+    )

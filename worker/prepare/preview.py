@@ -1,0 +1,122 @@
+"""The first rows of a file as the model will see them: tokens, their weights, and what is trained on."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from core.formats.findings import Preview, Shown, Span, Token
+from core.formats.reading import read_file
+from core.formats.report import Fault, Report
+from core.formats.rows import Preference, Row
+from core.options import JobOptions
+from worker.prepare import tokenise
+from worker.prepare.folder import Facts
+from worker.prepare.lens import parts_of
+from worker.prepare.tokenise import Encoder, RowFault
+
+MOST_TOKENS = 100_000
+"""A preview ends with the row that has these tokens: more is nothing to look at."""
+
+
+class _Enough(Exception):
+    """As many rows have been read as are shown."""
+
+
+class Wanted(NamedTuple):
+    model: str
+    facts: Facts
+    options: JobOptions
+    limit: int
+
+
+def preview(path: Path, encoder: Encoder, wanted: Wanted) -> Preview:
+    rows: list[tuple[int, Row]] = []
+    faults: list[Fault] = []
+
+    def on_row(line: int, row: Row) -> None:
+        if len(rows) == wanted.limit:
+            raise _Enough
+        rows.append((line, row))
+
+    def on_fault(fault: Fault) -> None:
+        if len(faults) == wanted.limit:
+            raise _Enough
+        faults.append(fault)
+
+    report: Report | None = None
+    with suppress(_Enough):
+        report = read_file(path, on_row, on_fault=on_fault, format=wanted.options.format)
+    given = wanted.options.max_length
+    limit = wanted.facts.context_length if given == "auto" else given
+    shown: list[Shown] = []
+    left = MOST_TOKENS
+    for line, row in rows:
+        try:
+            parts = zip(_names(row), parts_of(row), strict=True)
+            found = [_show(encoder, line, name, part, limit, wanted) for name, part in parts]
+        except RowFault as refused:
+            faults.append(Fault(line=refused.line, code=refused.code, message=refused.message))
+            continue
+        shown += found
+        left -= sum(len(one.tokens) for one in found)
+        if left <= 0:
+            break
+    return Preview(
+        model=wanted.model,
+        format=report.format if report else None,
+        converted_from=report.converted_from if report else None,
+        conversion=report.conversion if report else None,
+        chat_template="given" if wanted.options.chat_template != "base" else wanted.facts.template_origin,
+        max_length=limit,
+        prompt_loss_weight=wanted.options.prompt_loss_weight,
+        rows=shown,
+        faults=sorted(faults, key=lambda fault: fault.line),
+        more=report is None or (left <= 0 and len(rows) > len(shown)),
+    )
+
+
+Part = Literal["row", "preferred", "non_preferred"]
+
+
+def _names(row: Row) -> list[Part]:
+    return ["preferred", "non_preferred"] if isinstance(row, Preference) else ["row"]
+
+
+def _show(encoder: Encoder, line: int, name: Part, row: Row, limit: int, wanted: Wanted) -> Shown:
+    found = encoder.explain(line, row)
+    learned = (found.tokens.completion > 0) & (found.tokens.weight > 0)
+    kept = np.ones(len(learned), bool)
+    fate: Literal["kept", "truncated", "dropped", "masked"] = "kept"
+    if not learned[1:].any():
+        fate = "masked"
+    elif len(learned) > limit:
+        fate = "truncated" if wanted.options.data.over_length == "truncate" else "dropped"
+    if fate == "truncated":
+        kept[:] = False
+        for start, end in tokenise.cut(learned.astype(np.uint8), limit, wanted.facts.bos_token_id is not None):
+            kept[start:end] = True
+    prompt_weight = wanted.options.prompt_loss_weight
+    tokens: list[Token] = []
+    for index in np.flatnonzero(kept).tolist():
+        trained, weight = bool(found.tokens.completion[index]), round(float(found.tokens.weight[index]), 6)
+        # Nothing comes before the first token that could tell it.
+        share = 0.0 if not tokens else 1.0 if trained else prompt_weight
+        tokens.append(
+            Token(
+                id=int(found.tokens.ids[index]),
+                text=found.texts[index],
+                weight=None if share == "auto" else weight * share,
+                trained=trained and weight > 0,
+            )
+        )
+    return Shown(
+        line=line,
+        part=name,
+        text=found.text,
+        spans=[Span(start=start, end=end) for start, end in found.learned],
+        tokens=tokens,
+        length=len(learned),
+        fate=fate,
+    )
