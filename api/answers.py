@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from api.live import Live
-from core.db.session import transaction
+from core.db.session import reading, transaction
 from core.db.tables import Answer
 from core.db.tenancy import Tenant
 from core.errors import AttuneError, BadRequest, Unavailable
@@ -77,7 +77,7 @@ def _ask(parts: Parts, tenant: Tenant, question: Callable[[Session], Question]) 
 
 
 def _look(parts: Parts, tenant: Tenant, id: str) -> Answer | None:
-    with transaction(parts.sessions) as session:
+    with reading(parts.sessions) as session:
         return answers.get(session, tenant, id)
 
 

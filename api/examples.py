@@ -67,6 +67,73 @@ ERRORS: dict[int, Json] = {
     },
 }
 
+_FAULT = {
+    "line": 17,
+    "path": "messages[2].role",
+    "code": "unknown_role",
+    "message": '"bot" is not one of system, developer, user, assistant, tool',
+    "excerpt": '"bot"',
+}
+_NONE: Json = {"count": 0, "lines": []}
+_SURVEY: Json = {
+    "format": "chat",
+    "container": "jsonl",
+    "compression": None,
+    "converted_from": None,
+    "conversion": None,
+    "bytes": 48213,
+    "lines": 160,
+    "rows": 159,
+    "bad_rows": 1,
+    "broken": False,
+    "roles": {"system": 159, "user": 212, "assistant": 212},
+    "fault_count": 1,
+    "fault_codes": {"unknown_role": 1},
+    "faults": [_FAULT],
+    "duplicates": {"count": 1, "rows": [{"line": 88, "other": 12}]},
+    "near_duplicates": {
+        "sampled": 159,
+        "least_similarity": 0.8,
+        "count": 1,
+        "rows": [{"line": 91, "other": 40, "similarity": 0.86}],
+    },
+    "odd": {
+        "empty_answers": _NONE,
+        "repeated_answers": [{"answer": "I don't know.", "count": 9, "share": 0.0566, "lines": [3, 21, 44]}],
+        "length_outliers": {"usual_least": 140, "usual_most": 390, "short": _NONE, "long": {"count": 1, "lines": [52]}},
+    },
+    "models": [
+        {
+            "model": "gemma-3-270m",
+            "chat_template": "default:gemma3",
+            "context_length": 32768,
+            "max_length": 1024,
+            "over_length": "drop",
+            "train_on": "assistant",
+            "examples": 158,
+            "tokens": 14230,
+            "trained_tokens": 5120,
+            "lengths": {
+                "shortest": 31,
+                "mean": 96.4,
+                "median": 88,
+                "p90": 131,
+                "p99": 240,
+                "longest": 1310,
+                "histogram": [{"least": 24, "most": 31, "rows": 2}, {"least": 32, "most": 47, "rows": 11}],
+            },
+            "truncated": _NONE,
+            "dropped": {"count": 1, "lines": [52]},
+            "masked": _NONE,
+            "straddling": _NONE,
+            "fault_count": 0,
+            "faults": [],
+        }
+    ],
+    "validation": None,
+}
+_FINDINGS = {"url": "https://s3.example.com/attune/answers/answer_abc123/findings.jsonl", "expires_in": 900}
+
 _HYPERPARAMETERS = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0}
 _MODEL = "ft:gemma-3-270m:acme:triage:Zb3kR9wQ"
 
@@ -126,6 +193,60 @@ OBJECTS: dict[str, Json] = {
             "job_id": None,
         },
     },
+    "FileReport": {**_SURVEY, "object": "file.report", "file_id": "file-abc123", "findings": _FINDINGS},
+    "FileVerdict": {
+        "object": "file.verdict",
+        "file_id": "file-abc123",
+        "ok": False,
+        "faults": [
+            {
+                "param": "training_file",
+                "code": "unknown_role",
+                "message": f"line 17: messages[2].role: {_FAULT['message']}",
+                "count": 1,
+                "lines": [17],
+            }
+        ],
+        "warnings": [
+            {
+                "param": "training_file",
+                "code": "over_length",
+                "message": "1 row(s) have more than 1024 tokens and are left out",
+                "count": 1,
+                "lines": [52],
+            }
+        ],
+        "survey": _SURVEY,
+        "findings": _FINDINGS,
+    },
+    "RowsPreview": {
+        "object": "fine_tuning.preview",
+        "model": "gemma-3-270m",
+        "format": "completion",
+        "converted_from": None,
+        "conversion": None,
+        "chat_template": "default:gemma3",
+        "max_length": 32768,
+        "prompt_loss_weight": 0.1,
+        "rows": [
+            {
+                "line": 1,
+                "part": "row",
+                "text": "2 + 2 = 4",
+                "spans": [{"start": 8, "end": 9}],
+                "tokens": [
+                    {"id": 2, "text": "<bos>", "weight": 0, "trained": False},
+                    {"id": 236778, "text": "2", "weight": 0.1, "trained": False},
+                    {"id": 236812, "text": "4", "weight": 1, "trained": True},
+                ],
+                "length": 9,
+                "fate": "kept",
+            }
+        ],
+        "faults": [],
+        "more": True,
+    },
+    "Pending": {"id": "answer_abc123", "object": "answer", "kind": "report", "status": "in_progress"},
     "JobEvent": {
         "id": "ftevent-abc123",
         "object": "fine_tuning.job.event",

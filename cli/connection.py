@@ -1,10 +1,12 @@
 """Where the service is and with which key: from the environment, else from a stack's home."""
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli import output
 from cli.exits import Refused
 from cli.stack.home import Home
 
@@ -73,3 +75,18 @@ def post(client: "OpenAI", path: str, body: dict[str, Any]) -> dict[str, Any]:
 def delete(client: "OpenAI", path: str) -> dict[str, Any]:
     answer: dict[str, Any] = client.delete(path, cast_to=dict[str, Any])
     return answer
+
+
+def ask(client: "OpenAI", path: str, body: dict[str, Any] | None = None) -> Any:
+    """The answer to a question about data, however long it is worked on. Any: JSON."""
+    import httpx
+
+    while True:
+        if body is None:
+            answer = client.get(path, cast_to=httpx.Response)
+        else:
+            answer = client.post(path, cast_to=httpx.Response, body=body)
+        if answer.status_code != 202:
+            return answer.json()
+        output.note("still being worked on …")
+        time.sleep(float(answer.headers.get("retry-after", 2)))

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote, urlencode
 
 import typer
 
@@ -96,3 +97,92 @@ def list_files(
             for f in files
         ],
     )
+
+
+ModelOption = Annotated[
+    list[str] | None, typer.Option("--model", help="A base model to count tokens for; may be repeated, up to 4 times.")
+]
+FindingsOption = Annotated[
+    Path | None, typer.Option("--findings", help="Write everything that was found about a line there, as JSON lines.")
+]
+
+
+@app.command()
+def report(
+    file_id: Annotated[str, typer.Argument(help="A file of this project.")],
+    model: ModelOption = None,
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="The id of a file to look for the same rows in.")
+    ] = None,
+    findings: FindingsOption = None,
+    home: options.Home = None,
+    json: options.Json = False,
+) -> None:
+    """What there is to know about a file: faults, odd and double rows, how base models see it."""
+    # In the path, since the SDK would write a list as `model[]=`.
+    query = [("model", name) for name in model or []]
+    if validation is not None:
+        query.append(("validation_file", validation))
+    found = connection.ask(connection.client(home), f"/files/{quote(file_id, safe='')}/report?{urlencode(query)}")
+    if findings is not None:
+        import httpx
+
+        findings.write_bytes(httpx.get(found["findings"]["url"], timeout=60).raise_for_status().content)
+    _tell(file_id, found, json)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A data file.")],
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", exists=True, file_okay=False, help="A model's folder to count tokens with."),
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option("--validation", exists=True, dir_okay=False, help="Look for the same rows in it.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="How rows are read, if not by what they look like.")] = "auto",
+    findings: FindingsOption = None,
+    json: options.Json = False,
+) -> None:
+    """The same report on a file of this machine, without a service."""
+    from cli import offline
+
+    _tell(str(path), offline.report(path, model or [], validation, format, findings), json)
+
+
+def _tell(name: str, found: dict[str, Any], json: bool) -> None:
+    from cli import report as text
+
+    if json:
+        output.as_json(found)
+    else:
+        text.show(name, found)
+    if text.faulty(found):
+        raise typer.Exit(exits.Exit.FAILED)
+
+
+@app.command()
+def preview(
+    file: Annotated[str, typer.Argument(help="A data file, or the id of one.")],
+    model: Annotated[str, typer.Option("--model", help="A base model of the service, or a model's folder.")],
+    limit: Annotated[int, typer.Option("--limit", min=1, max=50, help="Rows to show.")] = 5,
+    tokens: Annotated[bool, typer.Option("--tokens", help="List each token with its id and weight.")] = False,
+    home: options.Home = None,
+    json: options.Json = False,
+) -> None:
+    """The first rows as the model sees them; what is trained on stands out."""
+    from cli import offline
+    from cli import preview as text
+
+    path, folder = Path(file), Path(model)
+    if path.is_file() and folder.is_dir():
+        found = offline.preview(path, folder, limit)
+    else:
+        which = {"rows": offline.rows(path, min(limit + 1, 50))} if path.is_file() else {"training_file": file}
+        body = {"model": model, "limit": limit, **which}
+        found = connection.ask(connection.client(home), "/fine_tuning/preview", body)
+    if json:
+        output.as_json(found)
+    else:
+        text.show(found, tokens=tokens)

@@ -24,7 +24,7 @@ from worker.prepare.folder import ANSWER, Facts, Model, PreviewFile, Spec, Surve
 
 Json = dict[str, Any]  # Any: JSON
 
-_BEGINNING = 16 * MIB
+BEGINNING = 16 * MIB
 """Of a JSONL file: four of the longest lines there may be."""
 
 
@@ -90,12 +90,12 @@ def _beginning(parts: Parts, asked: Json, folder: Path) -> Path:
         return path
     file = _row(parts, asked["training_file_id"], "training_file")
     report = file.report or {}
-    if file.bytes <= _BEGINNING or report.get("container") != "jsonl" or report.get("compression") is not None:
+    if file.bytes <= BEGINNING or report.get("container") != "jsonl" or report.get("compression") is not None:
         return stage.download(parts.store, file.storage_key, file.sha256, path)
     with path.open("wb") as out:
         for piece in parts.store.stream(file.storage_key):
             out.write(piece)
-            if out.tell() >= _BEGINNING:
+            if out.tell() >= BEGINNING:
                 break
     with path.open("r+b") as whole:
         # The last line is cut in two.

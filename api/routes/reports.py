@@ -30,7 +30,8 @@ async def report(
     parts: PartsDep,
     live: LiveDep,
     model: Annotated[
-        list[str] | None, Query(description="Base models to count tokens for: up to 4, each as one `model=`.")
+        list[str] | None,
+        Query(max_length=questions.MODELS_AT_ONCE, description="Base models to count tokens for, one each."),
     ] = None,
     validation_file: Annotated[str | None, Query(description="A file to look for the same rows in.")] = None,
 ) -> FileReport | Response:

@@ -4,6 +4,7 @@ The one way to read a file, for the prepare child, the command line and the test
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from core.formats.check import Checker
@@ -11,6 +12,10 @@ from core.formats.report import Fault, Report
 from core.formats.rows import Row
 
 _CHUNK = 1024 * 1024
+
+
+class Enough(Exception):
+    """Raised by ``on_row`` or ``on_fault``: the rest of the file need not be read. The report is of what was read."""
 
 
 def read_file(
@@ -26,7 +31,7 @@ def read_file(
     ``progress`` is told the percentage of the file's bytes that has been read, often."""
     checker = Checker(on_row, on_fault=on_fault, format=format)
     size, done = max(1, path.stat().st_size), 0
-    with path.open("rb") as file:
+    with path.open("rb") as file, suppress(Enough):
         while chunk := file.read(_CHUNK):
             checker.feed(chunk)
             done += len(chunk)

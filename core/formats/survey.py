@@ -47,7 +47,8 @@ class Findings:
     """The list of everything that was found about a line: a million lines of it at most."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / FINDINGS).open("wb")
+        self.path = folder / FINDINGS
+        self._file = self.path.open("wb")
         self._count = 0
 
     def add(self, kind: str, line: int, **facts: object) -> None:

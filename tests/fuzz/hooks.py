@@ -32,6 +32,12 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         kept = {key: case.body[key] for key in _KEPT if key in case.body}
         case.body = kept | {"model": SEEDED["base_model"], "training_file": SEEDED["training_file"]}
         case.headers.pop("X-Attune-Ext", None)
+    if operation == "reports_validate" and half:
+        case.body = {"model": SEEDED["base_model"]}
+        case.headers.pop("X-Attune-Ext", None)
+    if operation == "reports_preview" and half:
+        case.body = {"model": SEEDED["base_model"], "rows": [{"text": "a"}], "limit": case.body.get("limit", 5)}
+        case.headers.pop("X-Attune-Ext", None)
     if operation == "permissions_create" and half:
         case.body = {"project_ids": [SEEDED["other_project"]]}
     if operation == "uploads_complete" and half and _uploads:

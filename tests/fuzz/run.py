@@ -20,6 +20,8 @@ _BINDINGS = {
     "path.name": "name",
     "path.webhook_endpoint_id": "webhook_endpoint_id",
     "path.checkpoint": "model",
+    "query.model": "model",
+    "query.validation_file": "training_file",
     "body.url": "url",
     "body.model": "model",
     "body.training_file": "training_file",

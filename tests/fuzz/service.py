@@ -66,6 +66,8 @@ def running(servers: dict[str, str], folder: Path) -> Iterator[Service]:
         "ATTUNE_HOME": str(folder / "home"),
         "ATTUNE_BOOTSTRAP_ADMIN_KEY": key,
         "ATTUNE_PORT": str(_free_port()),
+        # No worker answers here, and a request that waits for one only takes time.
+        "ATTUNE_ANSWER_WAIT_SECONDS": "0",
         # Webhooks go to the service itself: it is the only receiver that is sure to be there.
         "ATTUNE_WEBHOOK_ALLOW": "127.0.0.1",
     }

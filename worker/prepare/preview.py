@@ -1,14 +1,13 @@
 """The first rows of a file as the model will see them: tokens, their weights, and what is trained on."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from core.formats.findings import Preview, Shown, Span, Token
-from core.formats.reading import read_file
-from core.formats.report import Fault, Report
+from core.formats.reading import Enough, read_file
+from core.formats.report import Fault
 from core.formats.rows import Preference, Row
 from core.options import JobOptions
 from worker.prepare import tokenise
@@ -18,10 +17,6 @@ from worker.prepare.tokenise import Encoder, RowFault
 
 MOST_TOKENS = 100_000
 """A preview ends with the row that has these tokens: more is nothing to look at."""
-
-
-class _Enough(Exception):
-    """As many rows have been read as are shown."""
 
 
 class Wanted(NamedTuple):
@@ -34,25 +29,31 @@ class Wanted(NamedTuple):
 def preview(path: Path, encoder: Encoder, wanted: Wanted) -> Preview:
     rows: list[tuple[int, Row]] = []
     faults: list[Fault] = []
+    more = False
 
     def on_row(line: int, row: Row) -> None:
+        nonlocal more
         if len(rows) == wanted.limit:
-            raise _Enough
+            more = True
+            raise Enough
         rows.append((line, row))
 
     def on_fault(fault: Fault) -> None:
+        nonlocal more
         if len(faults) == wanted.limit:
-            raise _Enough
+            more = True
+            raise Enough
         faults.append(fault)
 
-    report: Report | None = None
-    with suppress(_Enough):
-        report = read_file(path, on_row, on_fault=on_fault, format=wanted.options.format)
+    report = read_file(path, on_row, on_fault=on_fault, format=wanted.options.format)
     given = wanted.options.max_length
     limit = wanted.facts.context_length if given == "auto" else given
     shown: list[Shown] = []
     left = MOST_TOKENS
     for line, row in rows:
+        if left <= 0:
+            more = True
+            break
         try:
             parts = zip(_names(row), parts_of(row), strict=True)
             found = [_show(encoder, line, name, part, limit, wanted) for name, part in parts]
@@ -61,19 +62,17 @@ def preview(path: Path, encoder: Encoder, wanted: Wanted) -> Preview:
             continue
         shown += found
         left -= sum(len(one.tokens) for one in found)
-        if left <= 0:
-            break
     return Preview(
         model=wanted.model,
-        format=report.format if report else None,
-        converted_from=report.converted_from if report else None,
-        conversion=report.conversion if report else None,
+        format=report.format,
+        converted_from=report.converted_from,
+        conversion=report.conversion,
         chat_template="given" if wanted.options.chat_template != "base" else wanted.facts.template_origin,
         max_length=limit,
         prompt_loss_weight=wanted.options.prompt_loss_weight,
         rows=shown,
         faults=sorted(faults, key=lambda fault: fault.line),
-        more=report is None or (left <= 0 and len(rows) > len(shown)),
+        more=more,
     )
 
 

@@ -14,6 +14,8 @@ from core.formats.findings import KEPT, Survey
 from core.formats.fingerprints import Fingerprints
 from core.formats.survey import FINDINGS, Asked, Findings, survey
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 def talk(question: str, answer: str, **extra: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -151,9 +153,11 @@ def test_a_plain_file_has_no_oddities(tmp_path: Path) -> None:
     assert (tmp_path / FINDINGS).read_text() == ""
 
 
-def test_what_often_comes_late_in_a_large_file_is_known_by_its_words(tmp_path: Path) -> None:
-    rows = [talk(f"q{n}", f"a{n}") for n in range(9000)] + [talk(f"r{n}", "again and again") for n in range(1000)]
-    made = surveyed(tmp_path, rows)
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+def test_what_often_comes_in_a_large_file_is_known_by_its_words(tmp_path: Path, late: bool) -> None:
+    often = [talk(f"r{n}", "again and again") for n in range(1000)]
+    once = [talk(f"q{n}", f"a{n}") for n in range(9000)]
+    made = surveyed(tmp_path, once + often if late else often + once)
     (repeated,) = made.odd.repeated_answers
     assert (repeated.answer, repeated.count, len(repeated.lines)) == ("again and again", 1000, 100)
 
@@ -200,3 +204,32 @@ def test_a_survey_imports_no_tokenizer() -> None:
     code = "import sys, core.formats.survey; print({'torch', 'tokenizers', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+_PEAK = """
+import re, sys
+from pathlib import Path
+from core.formats.survey import Asked, Findings, survey
+folder = Path(sys.argv[1])
+findings = Findings(folder)
+made = survey(Asked(folder / "data.jsonl", folder / "data.jsonl"), findings, folder)
+# What getrusage tells is the parent's, where that was larger.
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+print(made.rows, made.duplicates.count, made.validation.shared.count, peak)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Four times the rows, half of them double, compared with themselves: a few buffers more at most."""
+
+    def peak(rows: int) -> int:
+        half = [json.dumps(talk(f"question {n} " + "x" * 300, f"answer {n % 7}")) + "\n" for n in range(rows // 2)]
+        (tmp_path / "data.jsonl").write_text("".join(half + half))
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        good, double, shared, kilobytes = map(int, done.stdout.split())
+        assert (good, double, shared) == (rows, rows // 2, rows)
+        return kilobytes
+
+    assert peak(40_000) - peak(10_000) < 16 * 1024
