@@ -1,5 +1,6 @@
 """`attune files check` and `preview` on a file of this machine: no service, and no package that is not needed."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -173,3 +174,20 @@ def test_rows_that_can_not_be_sent_along_are_to_be_uploaded(away: dict[str, str]
     done = attune("files", "preview", array, "--model", "some-model", env=away)
     assert done.returncode == 1
     assert "upload it and give its id" in done.stderr
+
+
+def test_other_containers_are_checked_as_the_service_would(away: dict[str, str], tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv.gz"
+    lines = ["prompt,completion", *(f"{n}?,{n}!" for n in range(12)), "x,"]
+    table.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+    done = check(away, table)
+    assert done.returncode == 1
+    assert "12 good rows of the format completion (csv, gzip" in done.stdout
+    assert "line 14: completion: is empty" in done.stdout
+
+
+def test_a_conversion_is_named(away: dict[str, str], tmp_path: Path) -> None:
+    rows = [json.dumps({"instruction": f"Say {n}.", "input": "", "output": str(n)}) for n in range(12)]
+    done = check(away, written(tmp_path / "alpaca.jsonl", *rows))
+    assert done.returncode == 0
+    assert "converted from alpaca: " in done.stdout
