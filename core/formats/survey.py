@@ -34,6 +34,7 @@ from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text
 
 FINDINGS = "findings.jsonl"
 MOST_FINDINGS = 1_000_000
+MOST_BYTES = 192 * 1024 * 1024
 _SHOWN = 80
 _REPEATED_LEAST, _REPEATED_SHARE, _REPEATED_KEPT = 5, 0.05, 10
 _TEXTS_KEPT = 8192
@@ -44,20 +45,28 @@ Progress = Callable[[float], None]
 
 
 class Findings:
-    """The list of everything that was found about a line: a million lines of it at most."""
+    """The list of everything that was found about a line: a million lines or 192 MiB of it at most."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FINDINGS
         self._file = self.path.open("wb")
-        self._count = 0
+        self._left = MOST_FINDINGS
+        self._bytes_left = MOST_BYTES
 
     def add(self, kind: str, line: int, **facts: object) -> None:
-        self._count += 1
-        if self._count <= MOST_FINDINGS:
-            self._file.write(orjson.dumps({"finding": kind, "line": line, **facts}) + b"\n")
+        if not self._left:
+            return
+        told = orjson.dumps({"finding": kind, "line": line, **facts}, option=orjson.OPT_APPEND_NEWLINE)
+        self._left -= 1
+        self._bytes_left -= len(told)
+        if self._bytes_left < 0:
+            self._left = 0
+        else:
+            self._file.write(told)
 
     def fault(self, fault: Fault, kind: str = "fault", **facts: object) -> None:
-        self.add(kind, fault.line, **fault.model_dump(mode="json", exclude={"line"}), **facts)
+        parts = {"path": fault.path, "code": fault.code, "message": fault.message, "excerpt": fault.excerpt}
+        self.add(kind, fault.line, **parts, **facts)
 
     def close(self) -> None:
         self._file.close()

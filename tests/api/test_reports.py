@@ -266,6 +266,19 @@ def test_a_template_that_refuses_rows_names_each_of_them(account: Account, ask: 
     assert verdict["survey"]["models"][0]["examples"] == 12
 
 
+def test_a_template_that_rewrites_history_is_told_by_its_code(account: Account, ask: Ask) -> None:
+    template = (
+        "{% for m in messages %}{{ 'last ' if loop.last }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}last assistant: {% endif %}"
+    )
+    long = json.loads(talk("Hello", "yes"))
+    long["messages"] *= 2
+    rows = [talk(f"Hello {n}", "yes") for n in range(12)]
+    body = {"model": MODEL, "ext": {"chat_template": template}}
+    verdict = ask(f"/files/{upload(account, lines(*rows, json.dumps(long)))}/validate", body).json()
+    assert [(fault["code"], fault["lines"]) for fault in verdict["faults"]] == [("template_rewrites_history", [13])]
+
+
 def test_a_template_without_end_is_stopped_and_said(account: Account, ask: Ask) -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     body = {"model": MODEL, "ext": {"chat_template": endless}}

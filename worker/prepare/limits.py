@@ -24,8 +24,8 @@ def apply(data_bytes: int) -> None:
     # Private memory alone: the token spool is mapped from disk and may be larger than this.
     _lower(resource.RLIMIT_DATA, _MEMORY)
     _lower(resource.RLIMIT_CPU, seconds, seconds + 10)
-    # Tokens of a byte each, nine bytes a token, spool and result.
-    _lower(resource.RLIMIT_FSIZE, 64 * MIB + 40 * data_bytes)
+    # Tokens of a byte each, nine bytes a token, spool and result; or a list of findings.
+    _lower(resource.RLIMIT_FSIZE, 256 * MIB + 40 * data_bytes)
     _lower(resource.RLIMIT_CORE, 0)
     signal.signal(signal.SIGXCPU, _out_of_time)
 

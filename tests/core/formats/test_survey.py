@@ -63,6 +63,17 @@ def test_every_fault_is_listed_and_more_than_a_thousand_are_all_downloadable(tmp
     assert not made.ok
 
 
+def test_the_list_of_findings_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a byte a line would otherwise fill a disk with what is wrong about it."""
+    monkeypatch.setattr("core.formats.survey.MOST_BYTES", 1000)
+    made = surveyed(tmp_path, ["x"] * 100)
+    assert made.fault_count == 100
+    assert 0 < len((tmp_path / FINDINGS).read_bytes()) <= 1000
+    monkeypatch.setattr("core.formats.survey.MOST_FINDINGS", 3)
+    assert surveyed(tmp_path, ["x"] * 100).fault_codes == {"invalid_json": 100}
+    assert len(listed(tmp_path, "fault")) == 3
+
+
 def test_a_fault_comes_with_an_excerpt_of_what_is_wrong(tmp_path: Path) -> None:
     made = surveyed(
         tmp_path,
