@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI
 
-from api import auth, docs, errors, openapi
+from api import auth, docs, errors, memory, openapi
 from api.limits import RequestLimit
 from api.live import Live
 from api.requests import RequestIds
@@ -41,6 +41,7 @@ def install(app: FastAPI, parts: Parts) -> None:
 def create_app(parts: Parts | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        memory.steady()
         # Threads for requests that wait for something, each with a connection of its own: a pool that is smaller
         # would open and close connections all the time, and more threads only take turns at Python's lock.
         to_thread.current_default_thread_limiter().total_tokens = THREADS

@@ -8,7 +8,6 @@ The supervisor speaks over the child's standard input, one line a command:
 The child answers ``READY`` and ``LOADED <dir>`` on its standard output; everything else goes to standard error.
 """
 
-import contextlib
 import ctypes
 import fcntl
 import os
@@ -19,6 +18,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+from core.priority import stand_back
 
 _PR_SET_PDEATHSIG = 1
 LOCK_NAME = "slot.lock"
@@ -35,16 +36,6 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def stand_back() -> None:
-    """Let the servers on this machine go first whenever they have something to do."""
-    os.nice(NICE)
-    # Linux shares the processor between sessions first where it groups by them, and a child is a session of its own.
-    autogroup = Path("/proc/self/autogroup")
-    if autogroup.exists():
-        with contextlib.suppress(OSError):
-            autogroup.write_text(str(NICE))
-
-
 def hold_slot(lock: Path) -> int:
     """Take the slot's lock and keep it until this process ends; waits for a predecessor that is still dying.
 
@@ -59,7 +50,7 @@ def hold_slot(lock: Path) -> int:
 def serve(preload: Callable[[Path], None], run: Callable[[Path], int]) -> NoReturn:
     """Answer commands until ``START``; never returns. Call it once the expensive imports are done."""
     die_with_parent()
-    stand_back()
+    stand_back(NICE)
     # The protocol keeps the real standard output to itself: a library's stray print must not look like an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.priority import stand_back
+
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,6 +44,8 @@ class Program:
     """What the kernel sends when the supervisor dies without a word."""
     before: Callable[[], None] | None = None
     """Clears what an earlier, killed process of this program left behind."""
+    stands_back: int = 0
+    """How far it stands back behind the others, in nice values."""
     after: Callable[[], None] | None = None
     """Removes files that the program leaves when it ends."""
 
@@ -95,6 +99,8 @@ def start(program: Program, log: int) -> Running:
         _libc.prctl(PR_SET_PDEATHSIG, program.death_signal, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+        if program.stands_back:
+            stand_back(program.stands_back)
 
     account = program.account
     popen = subprocess.Popen(

@@ -62,6 +62,8 @@ def prepare(home: Home, ports: dict[str, int]) -> Program:
         # Asked politely it waits 15 s for streams to itself. It answers a write only once the system has it, so
         # that ending it at once loses nothing; every client has ended before it.
         stop_signal=signal.SIGKILL,
+        # Bulk: an upload of gigabytes may not keep those waiting who only ask how their job stands.
+        stands_back=5,
         before=lambda: _remove_sockets(cwd, ports),
         after=lambda: _remove_sockets(cwd, ports),
     )

@@ -129,7 +129,7 @@ class S3Multipart:
         self._id: str | None = None
         self._parts: list[dict[str, Any]] = []  # Any: part numbers and tags, as boto3 wants them
 
-    def part(self, data: bytes) -> None:
+    def part(self, data: bytes | bytearray) -> None:
         place = self._next()
         self._add(place, self._client.upload_part(**place, Body=data)["ETag"])
 

@@ -27,7 +27,7 @@ MIN_PART = 5 * MIB
 class Multipart(Protocol):
     """An upload in parts. Nothing is visible under the key before :meth:`complete`."""
 
-    def part(self, data: bytes) -> None: ...
+    def part(self, data: bytes | bytearray) -> None: ...
 
     def copy(self, key: str, start: int, size: int) -> None:
         """A part of ``size`` bytes that the store takes from another object, beginning at ``start``, by itself."""

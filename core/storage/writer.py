@@ -48,9 +48,8 @@ class Writer:
         self._store.delete(self._key)
 
     def _send(self, size: int) -> None:
-        # Through a view: a slice of the buffer would be a second copy of the part.
-        with memoryview(self._buffer) as view:
-            part = bytes(view[:size])
+        # The buffer itself is the part, and what is too much of it begins the next: no second copy of a part.
+        part, self._buffer = self._buffer, self._buffer[size:]
+        del part[size:]
         self._upload.part(part)
-        del self._buffer[:size]
         self._begun = True
