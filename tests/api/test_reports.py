@@ -269,8 +269,8 @@ def test_a_template_that_refuses_rows_names_each_of_them(account: Account, ask: 
 def test_a_template_that_rewrites_history_is_told_by_its_code(account: Account, ask: Ask) -> None:
     template = (
         "{% for m in messages %}{{ 'last ' if loop.last and m.role == 'assistant' }}"
-        "{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}last assistant: {% endif %}"
+        "{{ m.role }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}last assistant>{% endif %}"
     )
     long = json.loads(talk("Hello", "yes"))
     long["messages"] *= 2
