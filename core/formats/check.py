@@ -36,12 +36,12 @@ class Checker:
         self._hold(chunk[start:])
 
     def finish(self) -> Report:
-        if self._held or self._skipping:
-            self._line()
         report = self.report
+        # A line that is cut off by what breaks the file is no fault of its own.
+        if (self._held or self._skipping) and not report.broken:
+            self._line()
         if not self._seen and not report.broken:
-            self.fault(0, "", Code.EMPTY_FILE, "the file has no rows")
-            report.broken = True
+            self.broken(0, Code.EMPTY_FILE, "the file has no rows")
         report.roles = dict(self._roles)
         if self._reader is not None:
             report.format = self._reader.format
@@ -68,7 +68,7 @@ class Checker:
             self.bad_row(number, [parse.too_long()])
             return
         if number == 1 and line.startswith(_BOM):
-            self.fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
+            self.bom()
             line = line[len(_BOM) :]
         if line.isspace() or not line:
             return
@@ -99,6 +99,14 @@ class Checker:
         self.report.bad_rows += 1
         for problem in problems:
             self.fault(number, *problem)
+
+    def broken(self, line: int, code: Code, message: str) -> None:
+        """The file can't be used as a whole, however many bad rows are allowed."""
+        self.report.broken = True
+        self.fault(line, "", code, message)
+
+    def bom(self) -> None:
+        self.fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
 
     def fault(self, line: int, path: str, code: Code, message: str) -> None:
         self.report.fault_count += 1

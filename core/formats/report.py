@@ -17,6 +17,10 @@ class Code(StrEnum):
 
     # The whole file.
     EMPTY_FILE = "empty_file"
+    UNSUPPORTED_FILE = "unsupported_file"
+    BROKEN_FILE = "broken_file"
+    UNPACKED_TOO_LARGE = "unpacked_too_large"
+    INVALID_CSV = "invalid_csv"
     # A line as bytes and as JSON.
     BOM = "bom"
     NOT_UTF8 = "not_utf8"
@@ -65,7 +69,10 @@ class Fault(BaseModel):
     message: str
 
     def __str__(self) -> str:
-        where = "".join((f"line {self.line}: " if self.line else "", f"{self.path}: " if self.path else ""))
+        return self.sentence("line")
+
+    def sentence(self, unit: str) -> str:
+        where = "".join((f"{unit} {self.line}: " if self.line else "", f"{self.path}: " if self.path else ""))
         return where + self.message
 
 
@@ -96,11 +103,16 @@ class Report(BaseModel):
     faults: list[Fault] = []
 
     @property
+    def unit(self) -> str:
+        """What a fault's ``line`` counts: an array may stand on one line, and Parquet has none."""
+        return "record" if self.container in ("json", "parquet") else "line"
+
+    @property
     def ok(self) -> bool:
         return self.fault_count == 0
 
     def summary(self, limit: int = FAULTS_KEPT) -> str:
         """Sentences for ``status_details``: the faults kept, a line each, and how many more there are."""
-        shown = [str(fault) for fault in self.faults[:limit]]
+        shown = [fault.sentence(self.unit) for fault in self.faults[:limit]]
         rest = self.fault_count - len(shown)
         return "\n".join([*shown, f"and {rest} more"] if rest else shown)

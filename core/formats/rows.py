@@ -212,3 +212,11 @@ READERS: tuple[Reader, ...] = (
     _OWN["text"],
 )
 BY_NAME = {reader.name: reader for reader in READERS}
+FIELDS = frozenset(
+    {
+        *("messages", "tools", "functions", "parallel_tool_calls", "input", "preferred_output", "non_preferred_output"),
+        *("prompt", "completion", "label", "chosen", "rejected", "text"),
+        *("instruction", "output", "system", "history", "kto_tag", "conversations", "conversation"),
+    }
+)
+"""Every field that some reader looks at: the columns of a table that are read."""

@@ -57,7 +57,7 @@ class _Turns:
             self._talk.say(role, value, where, role_at=f"{at}.{who}", **weight)
 
     def _call(self, value: object, where: str, role_at: str, more: Object) -> None:
-        calls = []
+        calls: list[Object] = []
         for name, arguments in _functions_called(value, where, self._talk.draft):
             identifier = f"call_{self._calls}"
             self._calls += 1
@@ -73,7 +73,7 @@ class _Turns:
         if len(self._waiting) > 1 and isinstance(value, str) and value.lstrip().startswith("["):
             listed, _ = parse(value.encode("utf-8", "surrogatepass"))
             if isinstance(listed, list) and len(listed) == len(self._waiting):
-                results[:] = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in listed]
+                results = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in listed]
         for result in results:
             if not self._waiting:
                 message = "no function_call waits for this observation"
