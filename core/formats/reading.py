@@ -21,6 +21,8 @@ from core.formats.rows import Row
 from core.formats.tables import Csv, Parquet, TableRow
 
 _CHUNK = 1024 * 1024
+_DECIDES = 4096
+"""Bytes of a passing file that decide what it is."""
 Progress = Callable[[float], None]
 
 
@@ -49,6 +51,39 @@ def read_file(
     return checker.finish()
 
 
+class Passing:
+    """The check of a file whose bytes pass by once, as far as it can be done so: plain JSONL, nothing else."""
+
+    def __init__(self) -> None:
+        self._head: bytes | None = b""
+        self._checker: Checker | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        if self._head is not None:
+            self._head += chunk
+            if len(self._head) < _DECIDES:
+                return
+            self._decide(self._head)
+        elif self._checker is not None:
+            self._checker.feed(chunk)
+
+    def forget(self) -> None:
+        """The file is too long to be checked now."""
+        self._head = self._checker = None
+
+    def finish(self) -> Report | None:
+        """None: the file has to be read with :func:`read_file`."""
+        if self._head is not None:
+            self._decide(self._head)
+        return None if self._checker is None else self._checker.finish()
+
+    def _decide(self, head: bytes) -> None:
+        self._head = None
+        if plain(head):
+            self._checker = Checker()
+            self._checker.feed(head)
+
+
 def plain(head: bytes) -> bool:
     """Whether a file that begins so is JSONL as it is, or nothing known at all: the checker can be fed with it."""
     if containers.compression(head) is not None:
@@ -71,7 +106,7 @@ def _read(
 ) -> None:
     packed = containers.compression(file.read(4))
     file.seek(0)
-    source: "io.BufferedReader[Any]" = file
+    source: io.BufferedReader[Any] = file
     if packed is not None:
         checker.report.compression = packed
         source = stack.enter_context(io.BufferedReader(containers.Unpacked(file, packed, size), containers.HEAD))
