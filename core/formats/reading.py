@@ -21,6 +21,8 @@ from core.formats.rows import Row
 from core.formats.tables import Csv, Parquet, TableRow
 
 _CHUNK = 1024 * 1024
+_DECIDES = 4096
+"""Bytes of a passing file that decide what it is."""
 Progress = Callable[[float], None]
 
 
@@ -55,6 +57,39 @@ def read_file(
             pass
     checker.report.bytes = size
     return checker.finish()
+
+
+class Passing:
+    """The check of a file whose bytes pass by once, as far as it can be done so: plain JSONL, nothing else."""
+
+    def __init__(self) -> None:
+        self._head: bytes | None = b""
+        self._checker: Checker | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        if self._head is not None:
+            self._head += chunk
+            if len(self._head) < _DECIDES:
+                return
+            self._decide(self._head)
+        elif self._checker is not None:
+            self._checker.feed(chunk)
+
+    def forget(self) -> None:
+        """The file is too long to be checked now."""
+        self._head = self._checker = None
+
+    def finish(self) -> Report | None:
+        """None: the file has to be read with :func:`read_file`."""
+        if self._head is not None:
+            self._decide(self._head)
+        return None if self._checker is None else self._checker.finish()
+
+    def _decide(self, head: bytes) -> None:
+        self._head = None
+        if plain(head):
+            self._checker = Checker()
+            self._checker.feed(head)
 
 
 def plain(head: bytes) -> bool:

@@ -11,7 +11,7 @@ from core.db import tenancy
 from core.db.tables import File, Job, WorkItem
 from core.db.tenancy import Tenant
 from core.errors import Conflict, TooLarge
-from core.formats.check import Checker
+from core.formats.reading import Passing
 from core.formats.report import FAULTS_KEPT, Report
 from core.services import pages, replies
 from core.states import TERMINAL, FileStatus, ItemKind
@@ -34,7 +34,7 @@ class Incoming:
         self._hash = hashlib.sha256()
         self._bytes = 0
         # The form's purpose may come after the file: check now, and forget the verdict if nobody asked for it.
-        self._checker = Checker() if plain(filename) else None
+        self._check = Passing()
 
     def write(self, chunk: bytes) -> None:
         self._bytes += len(chunk)
@@ -45,9 +45,8 @@ class Incoming:
         self._hash.update(chunk)
         if self._bytes > self._settings.inline_check_bytes:
             # Too long to be checked while the client waits: a prepare worker does it with the same code.
-            self._checker = None
-        if self._checker is not None:
-            self._checker.feed(chunk)
+            self._check.forget()
+        self._check.feed(chunk)
         self._writer.write(chunk)
 
     def finish(self, tenant: Tenant, purpose: str, expires_after: int | None) -> tuple[File, WorkItem | None]:
@@ -64,15 +63,10 @@ class Incoming:
             status=FileStatus.UPLOADED,
             expires_at=None if expires_after is None else clock.in_seconds(expires_after),
         )
-        return row, conclude(row, None if self._checker is None else self._checker.finish())
+        return row, conclude(row, self._check.finish())
 
     def abort(self) -> None:
         self._writer.abort()
-
-
-def plain(filename: str) -> bool:
-    """Whether a file of this name is read line by line as it is."""
-    return not filename.lower().endswith((".gz", ".zst", ".parquet", ".csv"))
 
 
 def conclude(row: File, report: Report | None) -> WorkItem | None:

@@ -1,10 +1,14 @@
 """/v1/files, with a real object store."""
 
+import gzip
 import hashlib
 
 import httpx
 import pytest
+from sqlalchemy import select
 
+from core.db.session import transaction
+from core.db.tables import WorkItem
 from core.storage.s3 import S3Store
 from core.wiring import Parts
 from tests.conftest import Account, Accounts, chat_rows
@@ -64,6 +68,40 @@ def test_a_file_in_several_parts_is_whole(account: Account, parts: Parts, monkey
     assert parts.doorbell.kinds == ["prepare"]  # type: ignore[attr-defined]  # the tests' own doorbell
     location = account.http.get(f"/v1/files/{file['id']}/content").headers["location"]
     assert hashlib.sha256(httpx.get(location).content).hexdigest() == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.json", b"[" + chat_rows(12).replace(b"\n", b",")[:-1] + b"]"),
+        ("train.csv", b"prompt,completion\n" + b"a,b\n" * 12),
+        ("train.jsonl.gz", gzip.compress(chat_rows(12))),
+        # The name says one thing and the bytes another: bytes are believed.
+        ("train.jsonl", gzip.compress(chat_rows(12))),
+        ("train.jsonl", b"PAR1" + bytes(100)),
+    ],
+)
+def test_what_is_no_plain_jsonl_is_left_to_a_prepare_worker(
+    account: Account, parts: Parts, name: str, content: bytes
+) -> None:
+    answer = account.http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": (name, content)}).json()
+    assert (answer["status"], answer["ext"]["report"]) == ("uploaded", None)
+    assert parts.doorbell.kinds == ["prepare"]  # type: ignore[attr-defined]  # the tests' own doorbell
+    with transaction(parts.sessions) as session:
+        assert session.scalars(select(WorkItem.subject_id)).all() == [answer["id"]]
+
+
+def test_jsonl_by_another_name_is_checked_at_once(account: Account) -> None:
+    files = {"file": ("train.csv", chat_rows(12))}
+    answer = account.http.post("/v1/files", data={"purpose": "fine-tune"}, files=files).json()
+    assert (answer["status"], answer["ext"]["report"]["container"]) == ("processed", "jsonl")
+
+
+def test_foreign_rows_are_named_in_the_report(account: Account) -> None:
+    file = upload(account, b'{"instruction": "a", "input": "", "output": "b"}\n' * 12).json()
+    assert (file["status"], file["ext"]["format"]) == ("processed", "chat")
+    assert file["ext"]["report"]["converted_from"] == "alpaca"
+    assert "output became the assistant's" in file["ext"]["report"]["conversion"]
 
 
 def test_too_many_bytes_are_a_413_and_leave_nothing(
