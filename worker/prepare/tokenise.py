@@ -84,7 +84,8 @@ class Encoder:
 
     def __init__(self, base: Path, facts: Facts, template: str, train_on: TrainOn = "assistant") -> None:
         self._tokenizer = _take(base / "tokenizer.json")
-        self._template = templates.Template(template, facts.special_tokens)
+        with limits.row_time():
+            self._template = templates.Template(template, facts.special_tokens)
         self._train_on = train_on
         eos = facts.special_tokens.get("eos_token")
         bos = facts.special_tokens.get("bos_token") if facts.adds_bos else None
@@ -92,6 +93,8 @@ class Encoder:
         self._bos = self._tokenizer.token_to_id(bos) if bos else None
         self.straddling = Named()
         """Rows in which a token reaches from the prompt into what is learned, so that its first characters aren't."""
+        self.remarks: dict[Code, Named] = {}
+        """What the template does to rows that their owner should know, by its code."""
 
     def encode(self, rows: Iterable[tuple[int, Row]]) -> list[Tokens]:
         """Rows with their lines -> tokens, in one batch. Raises RowFault."""
@@ -99,7 +102,7 @@ class Encoder:
         for line, row in rows:
             try:
                 with limits.row_time():
-                    drawn.append(self._draw(row))
+                    drawn.append(self._draw(line, row))
             except templates.TemplateFault as fault:
                 raise RowFault(line, fault.code, fault.message) from None
             lines.append(line)
@@ -107,10 +110,10 @@ class Encoder:
         encodings = self._tokenizer.encode_batch([one.text for one in drawn], add_special_tokens=False)
         return [self._tokens(*each) for each in zip(lines, drawn, encodings, strict=True)]
 
-    def _draw(self, row: Row) -> _Drawn:
+    def _draw(self, line: int, row: Row) -> _Drawn:
         match row:
             case Chat():
-                return self._chat(row)
+                return self._chat(line, row)
             case Completion():
                 text = row.prompt + row.completion
                 learned = 0 if self._train_on == "all" else len(row.prompt)
@@ -121,8 +124,10 @@ class Encoder:
                 message = f"{type(row).__name__.lower()} rows are not for supervised training"
                 raise templates.TemplateFault(Code.MIXED_FORMATS, message)
 
-    def _chat(self, row: Chat) -> _Drawn:
+    def _chat(self, line: int, row: Chat) -> _Drawn:
         rendered = self._template.render(row.messages, row.tools)
+        for code in rendered.remarks:
+            note(self.remarks.setdefault(code, Named()), line)
         spans = rendered.spans
         if self._train_on == "last_assistant" and spans:
             last = max(span.message for span in spans)
