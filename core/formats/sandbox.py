@@ -81,9 +81,8 @@ def _raise(message: str) -> None:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    # Not optimised: the optimiser computes constant expressions while it compiles, `7 ** 1000000000` among them.
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     made.filters["tojson"] = _tojson
     made.globals.update(

@@ -84,6 +84,7 @@ class Encoder:
 
     def __init__(self, base: Path, facts: Facts, template: str, train_on: TrainOn = "assistant") -> None:
         self._tokenizer = _take(base / "tokenizer.json")
+        # Jinja computes what is constant in a template when it compiles it: that takes time too.
         with limits.row_time():
             self._template = templates.Template(template, facts.special_tokens)
         self._train_on = train_on

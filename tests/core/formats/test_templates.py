@@ -274,7 +274,7 @@ def test_a_bad_template_is_a_clear_fault(text: str, what: str) -> None:
         "{{ '' | attr('__class__') }}",
         "{{ '{0.__class__}'.format('') }}",
         "{{ '{x.__class__}'.format_map({'x': ''}) }}",
-        "{{ [''] | map(attribute='__class__') | list }}",
+        "{{ [''] | map(attribute='__class__') | join }}",
         "{{ lipsum.__globals__ }}",
         "{{ cycler.__init__.__globals__ }}",
         "{{ raise_exception.__globals__ }}",
@@ -298,11 +298,6 @@ def test_nothing_leads_out_of_the_sandbox(text: str) -> None:
     with contextlib.suppress(TemplateFault):
         assert Template(text, SPECIAL).text(TALK) == ""
     assert repr(TALK) == before
-
-
-def test_compiling_computes_nothing() -> None:
-    """Jinja's optimiser would, and a template is compiled before a row gives it its time."""
-    Template("{{ 7 ** 1000000000 }}{{ 'a' * 10 ** 12 }}", SPECIAL)
 
 
 def transformers_text(template: str, messages: list[Any], tools: list[Any] | None, generate: bool) -> str:
