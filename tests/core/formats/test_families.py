@@ -17,6 +17,7 @@ from core.formats.rows import Chat
 from core.formats.templates import Template
 from tests.core.formats import goldens, judge_templates, stand_ins
 from tests.core.formats.conversations import CONVERSATIONS, TIDE, WEATHER, call, say
+from tests.core.formats.peers import PEERS, Peer
 from worker.prepare.tokenise import Encoder
 
 BEGIN_WITH_BOS = {"gemma3", "llama3", "deepseek", "mistral", "mistral_v3", "plain"}
@@ -65,8 +66,8 @@ def test_golden_conversations_hold_what_they_should() -> None:
     assert len(families.FAMILIES) >= 8
 
 
-@pytest.mark.parametrize("peer", judge_templates.PEERS, ids=str)
-def test_peers_write_the_same_or_the_difference_has_a_reason(peer: judge_templates.Peer) -> None:
+@pytest.mark.parametrize("peer", PEERS, ids=str)
+def test_peers_write_the_same_or_the_difference_has_a_reason(peer: Peer) -> None:
     told = goldens.read("peers")[str(peer)]
     assert told["text"].keys() | told["refuses"].keys() == CONVERSATIONS.keys()
     assert bool(told["learned"]) == peer.marks
@@ -80,15 +81,15 @@ def test_peers_write_the_same_or_the_difference_has_a_reason(peer: judge_templat
 def test_some_peer_writes_and_learns_the_same(family: str, name: str) -> None:
     """Plain conversations leave no room for opinions."""
     told = goldens.read("peers")
-    peers = [peer for peer in judge_templates.PEERS if peer.family == family]
+    peers = [peer for peer in PEERS if peer.family == family]
     for aspect in ("text", "learned"):
         assert any(
             judge_templates.verdicts(peer, aspect, told[str(peer)][aspect]).get(name, "") is None for peer in peers
         )
 
 
-@pytest.mark.parametrize("peer", [peer for peer in judge_templates.PEERS if peer.package == "mistral-common"], ids=str)
-def test_golden_tokens_are_those_of_mistral_common(peer: judge_templates.Peer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.package == "mistral-common"], ids=str)
+def test_golden_tokens_are_those_of_mistral_common(peer: Peer, tmp_path: Path) -> None:
     tokenizer = judge_templates.mistral_tokenizer(peer.family, tmp_path)
     golden = goldens.read(peer.family)["real tokens"]
     assert goldens.mistral_tokens(peer.family, tokenizer) == golden
