@@ -253,6 +253,8 @@ def test_the_end_of_turn_is_known(text: str, end: str) -> None:
         ("{{ 1 // 0 }}", "ZeroDivisionError"),
         ("{{ range(1000000) | list }}", "Range|range"),
         ("{% include '/etc/passwd' %}", "loader"),
+        ("{% set n = namespace(__class__=1) %}", "underscore"),
+        ("{% set n = namespace() %}{% set n.__class__ = 1 %}", "underscore"),
         ("{% extends 'x' %}", "loader"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses without end"),
         ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "RecursionError"),
