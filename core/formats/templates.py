@@ -93,7 +93,7 @@ class Template:
                 spans = self._by_stand_ins(adapted, tools, text, fault)
                 rewrites = True
         remarks = [Code.TEMPLATE_REWRITES_HISTORY] if rewrites else []
-        if _drops(messages, tools, text, _said(text, spans)):
+        if self._drops(messages, tools, text, _said(text, spans)):
             remarks.append(Code.TEMPLATE_DROPS_TEXT)
         return Rendered(text, spans, tuple(remarks))
 
@@ -156,7 +156,7 @@ class Template:
                 )
             if not turn.startswith(prompt):
                 raise TemplateFault(
-                    Code.TEMPLATE_ERROR,
+                    Code.TEMPLATE_REWRITES_HISTORY,
                     f"the chat template has no generation marks, and its generation prompt is not how messages[{index}]"
                     " begins, so it can't be told what the assistant says",
                 )
@@ -171,8 +171,9 @@ class Template:
     def _by_stand_ins(
         self, messages: list[Message], tools: list[Tool] | None, text: str, fault: TemplateFault
     ) -> list[Span]:
-        """For a template that rewrites history: each answer lies where the text changes when a stand-in takes the
-        answer's place. The generation prompt before it tells where it begins, the end of turn after it where it ends.
+        """For a template that rewrites history or asks with another header than it writes: each answer lies where the
+        text changes when a stand-in takes the answer's place. It begins after the generation prompt, where that is the
+        header before it, and ends with the end of turn, where that follows.
         """
         prompt, end_of_turn = self._generation_prompt, self.end_of_turn
         spans = []
@@ -183,14 +184,32 @@ class Template:
             other = self._render([*messages[:index], stand_in, *messages[index + 1 :]], tools, False)
             before, mark, after = other.partition(sandbox.OPEN)
             header = before.rfind(prompt) + len(prompt) if prompt in before else -1
-            start = header if header >= 0 and end_of_turn not in before[header:] else len(before)
-            if not mark or not end_of_turn or not text.startswith(before[:start]) or not text.endswith(after):
+            # A header of another turn is no header of this one: an end of turn lies between.
+            mine = header >= 0 and not (end_of_turn and end_of_turn in before[header:])
+            start = header if mine else len(before)
+            end = len(text) - len(after)
+            if not mark or end < start or not text.startswith(before[:start]) or not text.endswith(after):
                 raise fault
-            end = len(text) - len(after) + (len(end_of_turn) if after.startswith(end_of_turn) else 0)
-            if end < start:
-                raise fault
+            end += len(_beginning(end_of_turn, after))
             spans.append(Span(start, end, index))
         return spans
+
+    def _drops(self, messages: list[Message], tools: list[Tool] | None, text: str, said: dict[int, str]) -> bool:
+        """Whether something in the row is not in its text. Raises TemplateFault for calls, and for answers of which
+        nothing is left: that would teach the model to say nothing."""
+        drops = any(not _holds(text, tool["function"]["name"]) for tool in tools or [])
+        for index, message in enumerate(messages):
+            answer = message["role"] == "assistant"
+            written = said.get(index, "") if answer else text
+            held = _holds(written, message.get("content") or "")
+            lost = [] if all(_holds(written, call["function"]["name"]) for call in _calls(message)) else ["tool_calls"]
+            if answer and not held and (not self._writes_answers or not written.replace(self.end_of_turn, "").strip()):
+                lost.append("content")
+            if lost:
+                fault = f"the chat template leaves out messages[{index}].{lost[0]}, so it could not be learned"
+                raise TemplateFault(Code.TEMPLATE_DROPS_TEXT, fault)
+            drops = drops or not held or not _holds(written, message.get("reasoning_content") or "")
+        return drops
 
     def _adapted(self, messages: list[Message]) -> list[Message]:
         """Messages under the names templates know: developer messages are system messages to most of them, and
@@ -224,9 +243,12 @@ class Template:
     @cached_property
     def end_of_turn(self) -> str:
         """The text an assistant turn ends with, so that generation can be told to stop there; may be empty."""
-        rendered = self.render(_PROBE)
-        said = rendered.text[rendered.spans[-1].start : rendered.spans[-1].end] if rendered.spans else ""
-        return said.rpartition(_PROBE[1]["content"])[2].strip()
+        return self.text(_PROBE).rpartition(_ANSWER)[2].strip() if self._writes_answers else ""
+
+    @cached_property
+    def _writes_answers(self) -> bool:
+        """Not so those that want content as a list of parts."""
+        return _ANSWER in self.text(_PROBE)
 
     @cached_property
     def _generation_prompt(self) -> str:
@@ -234,7 +256,8 @@ class Template:
         return asked[len(told) :] if asked.startswith(told) else ""
 
 
-_PROBE: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+_ANSWER = "answer"
+_PROBE: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
 
 
 def _unmark(marked: str) -> tuple[str, list[tuple[int, int]]]:
@@ -254,26 +277,24 @@ def _unmark(marked: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(parts), pairs
 
 
+def _beginning(end_of_turn: str, text: str) -> str:
+    """The end of turn, or that part of it that earlier turns end with: some templates write more after the last."""
+    if text.startswith(end_of_turn):
+        return end_of_turn
+    shared = next((at for at, (one, other) in enumerate(zip(end_of_turn, text, strict=False)) if one != other), 0)
+    # Up to the last white space: what comes after it may be half of a token.
+    return re.sub(r"\s*\S*$", "", end_of_turn[:shared])
+
+
+def _calls(message: Message) -> list[Message]:
+    return message.get("tool_calls") or []
+
+
 def _said(text: str, spans: list[Span]) -> dict[int, str]:
     said: dict[int, str] = {}
     for start, end, index in spans:
         said[index] = said.get(index, "") + text[start:end]
     return said
-
-
-def _drops(messages: list[Message], tools: list[Tool] | None, text: str, said: dict[int, str]) -> bool:
-    """Whether something in the row is not in its text. Raises TemplateFault for calls: an answer without the calls
-    it consists of would teach the model to say nothing."""
-    drops = any(not _holds(text, tool["function"]["name"]) for tool in tools or [])
-    for index, message in enumerate(messages):
-        written = said.get(index, "") if message["role"] == "assistant" else text
-        for call in message.get("tool_calls") or []:
-            if not _holds(written, call["function"]["name"]):
-                fault = f"the chat template leaves out messages[{index}].tool_calls, so they could not be learned"
-                raise TemplateFault(Code.TEMPLATE_DROPS_TEXT, fault)
-        drops = drops or not _holds(written, message.get("content") or "")
-        drops = drops or not _holds(written, message.get("reasoning_content") or "")
-    return drops
 
 
 def _holds(text: str, part: str) -> bool:

@@ -142,6 +142,16 @@ def test_the_templates_end_of_turn_stops_generation(source: Path, tmp_path: Path
     assert facts.eos_token_ids == [3, 2]
 
 
+def test_a_template_that_asks_with_more_than_it_writes_can_be_registered(source: Path, tmp_path: Path) -> None:
+    """As DeepSeek R1's own does, which opens a thought in every question."""
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_start|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: <think>{% endif %}"
+    )
+    facts = register.convert(f"path:{source}", tmp_path / "out", chat_template=template)
+    assert facts.eos_token_ids == [3, 2]
+
+
 def test_code_is_neither_copied_nor_named(source: Path, tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         value = json.loads((source / name).read_text())
