@@ -212,14 +212,16 @@ class Template:
         return drops
 
     def _adapted(self, messages: list[Message]) -> list[Message]:
-        """Messages under the names templates know: developer messages are system messages to most of them, and
-        reasoning goes by two names, as in transformers."""
+        """Messages under the names templates know: developer messages are system messages to most of them, reasoning
+        goes by two names, as in transformers, and some want arguments as text."""
         adapted = []
         for message in messages:
             if message["role"] == "developer" and not self._knows_developer:
                 message = {**message, "role": "system"}
             if (reasoning := message.get("reasoning_content")) is not None:
                 message = {"thinking": reasoning, **message}
+            if _calls(message) and self._wants_text:
+                message = {**message, "tool_calls": [_with_text(call) for call in _calls(message)]}
             adapted.append(message)
         return adapted
 
@@ -244,6 +246,20 @@ class Template:
     def end_of_turn(self) -> str:
         """The text an assistant turn ends with, so that generation can be told to stop there; may be empty."""
         return self.text(_PROBE).rpartition(_ANSWER)[2].strip() if self._writes_answers else ""
+
+    @cached_property
+    def _wants_text(self) -> bool:
+        """Whether calls' arguments must be the string of JSON that OpenAI's format has: those that put a string
+        together with them fail on an object (DeepSeek's own)."""
+        call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": {"at": "here"}}}
+        fails = []
+        for one in (call, _with_text(call)):
+            message: Message = {"role": "assistant", "content": "", "tool_calls": [one]}
+            try:
+                self._render([*_PROBE[:1], message], None, False)
+            except TemplateFault:
+                fails.append(one)
+        return fails == [call]
 
     @cached_property
     def _writes_answers(self) -> bool:
@@ -288,6 +304,11 @@ def _beginning(end_of_turn: str, text: str) -> str:
 
 def _calls(message: Message) -> list[Message]:
     return message.get("tool_calls") or []
+
+
+def _with_text(call: Message) -> Message:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
 def _said(text: str, spans: list[Span]) -> dict[int, str]:

@@ -239,6 +239,16 @@ def test_what_a_template_leaves_out_is_told(talk: list[Any], tools: list[Any] | 
     assert Template(ANSWERS_ONLY, SPECIAL).render([talk[0] | {"role": "user"}, message("assistant", "b")]).remarks == ()
 
 
+def test_arguments_are_text_for_a_template_that_can_not_write_an_object() -> None:
+    concatenates = CHATML.replace(
+        "{{ message.content }}",
+        "{{ message.content }}{% for call in message.tool_calls or [] %}"
+        "{{ call.function.name + call.function.arguments }}{% endfor %}",
+    )
+    rendered = Template(concatenates, SPECIAL).render(TALK)
+    assert said(rendered)[1] == (4, 'look{"at": "<é>"}<|im_end|>')
+
+
 def test_a_template_that_leaves_out_the_calls_to_learn_is_refused() -> None:
     with pytest.raises(TemplateFault, match=r"messages\[4\]\.tool_calls") as refused:
         Template(ANSWERS_ONLY, SPECIAL).render(TALK)
