@@ -219,12 +219,53 @@ def test_a_loop_is_found() -> None:
     assert cycle({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
-def loaded_after(module: str) -> set[str]:
-    """Top-level names in sys.modules after importing ``module`` in a fresh interpreter."""
-    code = f"import {module}, sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+RENDERING = {"core.formats.templates", "core.formats.sandbox"}
+MAY_RENDER = ("core.formats", "worker.prepare")
+
+
+def renderers(source: str, path: str) -> list[str]:
+    """Lines that import what renders chat templates where nothing limits them."""
+    module = module_name(ROOT / path)
+    if module.startswith(MAY_RENDER):
+        return []
+    found = imports(ast.parse(source), module, is_package=path.endswith("__init__.py"))
+    return [
+        f"{path}:{line} imports {name}"
+        for origin, taken, line in found
+        for name in {origin, *(f"{origin}.{one}" for one in taken)} & RENDERING
+    ]
+
+
+def test_templates_are_rendered_by_the_prepare_child_alone() -> None:
+    """A template is a user's program, and only that process has limits on time, memory and output.
+
+    The bug behind it: a preview that renders in a route, and one `{% for %}` stops the API for everybody.
+    """
+    paths = [(path.read_text(), str(path.relative_to(ROOT))) for path in sources(*PACKAGES)]
+    found = [line for source, path in paths for line in renderers(source, path)]
+    assert not found, "\n".join(found)
+    assert renderers("from core.formats import rows, templates", "api/routes/files.py")
+    assert renderers("def f():\n    from core.formats.templates import Template", "core/services/files.py")
+    assert not renderers("from core.formats import families", "api/routes/files.py")
+
+
+@pytest.mark.parametrize("module", ["api.main", "worker.runner"])
+def test_neither_the_api_nor_a_supervisor_loads_what_renders(module: str) -> None:
+    """What the imports of single files can't show: a way through some other module."""
+    assert not modules_after(module) & RENDERING
+
+
+def modules_after(module: str) -> set[str]:
+    """sys.modules after importing ``module`` in a fresh interpreter."""
+    code = f"import {module}, sys; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
+
+
+def loaded_after(module: str) -> set[str]:
+    """The top-level names of those modules."""
+    return {name.split(".")[0] for name in modules_after(module)}
 
 
 def test_the_api_starts_without_torch() -> None:

@@ -1,5 +1,6 @@
 """The prepare queue's work around its child: what goes into the folder, and what the result does to the rows."""
 
+import signal
 from pathlib import Path
 
 import orjson
@@ -22,6 +23,7 @@ from core.wiring import Parts
 from worker import answering, stage
 from worker.cache import ModelCache, file_sha256
 from worker.folder import EXIT_USER_ERROR
+from worker.prepare import limits
 from worker.prepare.folder import CheckFile, Facts, PrepareJob, RegisterModel, Result, Spec
 
 log = structlog.get_logger()
@@ -107,6 +109,8 @@ def finish_job(parts: Parts, claim: Claim, folder: Path, status: int, last_words
 def _result(folder: Path, status: int, last_words: str) -> Result:
     """What the child found, or the JobError it ended with."""
     path = folder / "result.json"
+    if status == -signal.SIGVTALRM:
+        raise JobError(f"{limits.TOO_SLOW[0].upper()}{limits.TOO_SLOW[1:]}.", code="limit_exceeded")
     if status < 0:
         raise JobError(
             f"Preparing was ended by signal {-status}: the data or the template need more memory or time than allowed.",

@@ -55,6 +55,7 @@ class Code(StrEnum):
     # A template's doing; found in prepare.
     TEMPLATE_ERROR = "template_error"
     TEMPLATE_REWRITES_HISTORY = "template_rewrites_history"
+    TEMPLATE_DROPS_TEXT = "template_drops_text"
     NO_MESSAGE_WEIGHTS = "no_message_weights"
 
 

@@ -25,6 +25,12 @@ class Sizes(BaseModel):
     context_length: int | None
 
 
+class ChatTemplate(BaseModel):
+    origin: str
+    """``model``, ``given`` at registration, or ``default:`` and the name of a template that ships with the service."""
+    text: str
+
+
 class Offer(BaseModel):
     object: Literal["fine_tuning.model"] = "fine_tuning.model"
     id: str
@@ -33,6 +39,8 @@ class Offer(BaseModel):
     methods: dict[str, MethodOffer]
     limits: dict[str, Bounds]
     sizes: Sizes
+    chat_template: ChatTemplate | None
+    """What turns conversations into text, unless a job brings its own."""
     recommended: dict[str, Any]  # Any: parts of the body that creates a job
     price: None = None
     """Nothing is charged."""

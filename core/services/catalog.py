@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from core import catalog, clock
 from core.config import Settings
 from core.db.tables import BaseModel
-from core.schemas.catalog import Bounds, MethodOffer, Offer, Sizes
+from core.schemas.catalog import Bounds, ChatTemplate, MethodOffer, Offer, Sizes
 from core.services import base_models
 
 
@@ -26,6 +26,11 @@ def _offer(row: BaseModel, settings: Settings) -> Offer:
         },
         limits={name: Bounds(min=least, max=greatest) for name, (least, greatest) in limits.items()},
         sizes=Sizes(**{name: facts.get(name) for name in Sizes.model_fields}),
+        chat_template=(
+            ChatTemplate(origin=facts["template_origin"], text=facts["chat_template"])
+            if "chat_template" in facts
+            else None
+        ),
         recommended=catalog.recommended(),
         created_at=clock.unix(row.created_at),
     )

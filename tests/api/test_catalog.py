@@ -1,5 +1,7 @@
 """/v1/fine_tuning/models"""
 
+from typing import Any
+
 import pytest
 
 from core.db.session import transaction
@@ -11,9 +13,11 @@ from tests.conftest import Account
 
 @pytest.fixture(autouse=True)
 def _base(parts: Parts, base_model: BaseModel) -> None:
-    facts = {"parameters": 100, "bytes": 400, "hidden_size": 64, "layers": 2, "vocab_size": 512, "context_length": 256}
+    facts: dict[str, Any] = {"parameters": 100, "bytes": 400, "hidden_size": 64, "layers": 2}
+    facts |= {"vocab_size": 512, "context_length": 256}
     with transaction(parts.sessions) as session:
         row = session.get_one(BaseModel, base_model.id)
+        facts |= {"template_origin": "default:chatml", "chat_template": "{{ messages }}"}
         row.facts, row.license = {**(row.facts or {}), **facts}, "apache-2.0"
         session.add(BaseModel(id="base_late", name="not-yet", source="path:/x", status="registering"))
 
@@ -32,6 +36,7 @@ def test_an_offer_says_what_can_be_done_with_a_model(account: Account) -> None:
     }
     assert offer["limits"]["max_length"] == {"min": 8, "max": 256}
     assert offer["methods"]["supervised"]["formats"] == ["chat", "completion", "text"]
+    assert offer["chat_template"] == {"origin": "default:chatml", "text": "{{ messages }}"}
 
 
 def test_what_is_offered_is_taken_and_what_is_not_is_refused(account: Account) -> None:

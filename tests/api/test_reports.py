@@ -12,7 +12,7 @@ import pytest
 
 from core.db.session import transaction
 from core.db.tables import BaseModel
-from core.formats import templates
+from core.formats import families
 from core.services import replies
 from core.storage import store as layout
 from core.wiring import Parts
@@ -25,7 +25,7 @@ from worker.runner import Runner
 from worker.slot import Slot
 
 MODEL = "attune-tiny"
-TEMPLATE = templates.default("gemma3_text")[1]
+TEMPLATE = families.text("gemma3")
 CONTEXT = 120
 
 
@@ -66,6 +66,7 @@ def model(parts: Parts, tmp_path: Path) -> str:
         special_tokens=TOKENS,
         adds_bos=True,
         template_origin="default:gemma3",
+        chat_template=TEMPLATE,
         license=None,
         converter="test",
         files=[],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.formats import templates
+from core.formats import families
 from core.formats.findings import Survey
 from tests.cli.running import ROOT, Done, attune, environment
 from tests.worker.prepare.conftest import TOKENS, tiny_tokenizer
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-gemma"
     folder.mkdir()
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    template = templates.default("gemma3_text")[1]
+    template = families.text("gemma3")
     (folder / "tokenizer_config.json").write_text(json.dumps({**TOKENS, "chat_template": template}))
     (folder / "config.json").write_text('{"model_type": "gemma3_text", "max_position_embeddings": 100}')
     return folder

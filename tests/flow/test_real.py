@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.formats import goldens, stand_ins
 from tests.flow.conftest import ROOT, Live
+from worker.prepare.tokenise import Encoder
 
 pytestmark = [pytest.mark.flow, pytest.mark.real]
 
@@ -42,6 +44,11 @@ def test_the_real_model_learns(live: Live, tmp_path: Path) -> None:
     files = {client.files.retrieve(id).filename: id for id in job.result_files}
     config = json.loads(client.files.content(files["adapter_config.json"]).read())
     assert config["base_model_name_or_path"] == MODEL
-    assert "<start_of_turn>" in client.files.content(files["chat_template.jinja"]).text
+    template = client.files.content(files["chat_template.jinja"]).text
+    assert "<start_of_turn>" in template
+    # The golden conversations, in the real vocabulary.
+    (tmp_path / "tokenizer.json").write_bytes(client.files.content(files["tokenizer.json"]).read())
+    encoder = Encoder(tmp_path, stand_ins.facts("gemma3"), template)
+    assert goldens.tokens(encoder) == goldens.read("gemma3")["real tokens"]
     training = json.loads(client.files.content(files["training.json"]).read())
     assert training["spec"]["total_steps"] == 6

@@ -52,7 +52,9 @@ class Facts(_Strict):
     adds_bos: bool
     """Whether the tokenizer itself puts BOS before plain text."""
     template_origin: str
-    """``model``, ``given``, ``default:gemma3`` or ``default:plain``."""
+    """``model``, ``given``, or ``default:`` and the name of one of ``core.formats.families``."""
+    chat_template: str
+    """The text, as in chat_template.jinja."""
     license: str | None
     converter: str
     """Name and version of what wrote the folder: another version converts anew."""

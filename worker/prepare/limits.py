@@ -14,6 +14,10 @@ _BYTES_PER_SECOND = 50_000
 """A file this slow to prepare is not data but an attack; real ones go a hundred times faster."""
 
 
+TOO_SLOW = f"the chat template works on a row for more than {ROW_SECONDS:g} seconds"
+TOO_LARGE = "the chat template takes more memory for a row than is allowed"
+
+
 class Exhausted(Exception):
     """A limit is reached; the sentence says which."""
 
@@ -44,15 +48,23 @@ def _out_of_time(number: int, frame: FrameType | None) -> None:
 
 
 def _row_out_of_time(number: int, frame: FrameType | None) -> None:
-    raise Exhausted(f"the chat template works on a row for more than {ROW_SECONDS:g} seconds")
+    raise Exhausted(TOO_SLOW)
 
 
 @contextmanager
 def row_time() -> Iterator[None]:
-    """Stops a template that doesn't end. Only for the main thread: signals are handled there."""
+    """Stops a template that doesn't end. Only for the main thread: signals are handled there.
+
+    Python handles a signal between two of its own steps, and one step of a template may take hours (`7 ** 1000000000`).
+    So a second timer ends the process when the first has not helped: its signal has no handler.
+    """
     signal.signal(signal.SIGPROF, _row_out_of_time)
     signal.setitimer(signal.ITIMER_PROF, ROW_SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * ROW_SECONDS)
     try:
         yield
+    except MemoryError:
+        raise Exhausted(TOO_LARGE) from None
     finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from core.errors import JobError
-from core.formats import templates
+from core.formats import families
 from worker.prepare.folder import Facts, Model
 from worker.prepare.register import special_tokens
 
@@ -23,12 +25,13 @@ def model(folder: Path, scratch: Path) -> Model:
     (base / "tokenizer.json").symlink_to(source.resolve())
     special = special_tokens(tokenizer_config)
     kind = str(config.get("model_type", ""))
-    text, origin = _template(folder, tokenizer_config, kind)
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    text, origin = _template(folder, tokenizer, tokenizer_config, kind)
     (base / "chat_template.jinja").write_text(text, "utf-8")
-    return Model(name=folder.resolve().name, base=base, facts=_facts(base, config, special, kind, origin))
+    return Model(name=folder.resolve().name, base=base, facts=_facts(base, tokenizer, config, special, kind, origin))
 
 
-def _template(folder: Path, tokenizer_config: Json, kind: str) -> tuple[str, str]:
+def _template(folder: Path, tokenizer: Tokenizer, tokenizer_config: Json, kind: str) -> tuple[str, str]:
     """Its text and where it is from."""
     own = tokenizer_config.get("chat_template")
     if isinstance(own, list):
@@ -38,14 +41,11 @@ def _template(folder: Path, tokenizer_config: Json, kind: str) -> tuple[str, str
         own = (folder / "chat_template.jinja").read_text("utf-8")
     if isinstance(own, str):
         return own, "model"
-    name, text = templates.default(kind)
-    return text, f"default:{name}"
+    name = families.choose(kind, lambda token: tokenizer.token_to_id(token) is not None)
+    return families.text(name), f"default:{name}"
 
 
-def _facts(base: Path, config: Json, special: dict[str, str], kind: str, origin: str) -> Facts:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+def _facts(base: Path, tokenizer: Tokenizer, config: Json, special: dict[str, str], kind: str, origin: str) -> Facts:
     # Models of several modalities keep the language model's numbers in a section of their own.
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     bos = special.get("bos_token")
@@ -63,6 +63,7 @@ def _facts(base: Path, config: Json, special: dict[str, str], kind: str, origin:
         special_tokens=special,
         adds_bos=bos is not None and tokenizer.encode("a").tokens[:1] == [bos],
         template_origin=origin,
+        chat_template=(base / "chat_template.jinja").read_text("utf-8"),
         license=None,
         converter="local",
         files=[],

@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import JobError
-from core.formats import templates
+from core.formats import families
 from worker.folder import FileEntry
+from worker.prepare import probe
 from worker.prepare.folder import Facts
 
-CONVERTER = "attune-1"
+CONVERTER = "attune-2"
 """Changes whenever the same source would give another folder."""
+
+_TEMPLATE_CHARACTERS = 262_144
+"""The catalog shows the text. Models' own templates have up to 20,000 characters."""
 
 Progress = Callable[[float, str], None]
 Json = dict[str, Any]  # files of other projects' making
@@ -236,10 +240,10 @@ def _check_tokenizer(folder: Path, special: dict[str, str]) -> bool:
 
     bare = Tokenizer.from_file(str(folder / "tokenizer.json"))
     theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    probes = [*_PROBES, "".join(special.values()).join(_PROBES)]
-    for probe in probes:
+    texts = [*_PROBES, "".join(special.values()).join(_PROBES)]
+    for text in texts:
         for add in (False, True):
-            if bare.encode(probe, add_special_tokens=add).ids != theirs.encode(probe, add_special_tokens=add):
+            if bare.encode(text, add_special_tokens=add).ids != theirs.encode(text, add_special_tokens=add):
                 message = "the model's tokenizer.json and transformers disagree about tokens"
                 raise JobError(message, code="invalid_model", param="source")
     bos = special.get("bos_token")
@@ -253,8 +257,16 @@ def _template(folder: Path, config: Json, own: str | None, given: str | None) ->
     elif own:
         text, origin = own, "model"
     else:
-        name, text = templates.default(str(config.get("model_type", "")))
-        origin = f"default:{name}"
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        name = families.choose(
+            str(config.get("model_type", "")), lambda token: tokenizer.token_to_id(token) is not None
+        )
+        text, origin = families.text(name), f"default:{name}"
+    if len(text) > _TEMPLATE_CHARACTERS:
+        message = f"the chat template has {len(text):,} characters; {_TEMPLATE_CHARACTERS:,} are the most"
+        raise JobError(message, code="invalid_chat_template", param="chat_template")
     (folder / "chat_template.jinja").write_text(text, "utf-8")
     return origin
 
@@ -271,10 +283,7 @@ def _generation_config(folder: Path, config: Json, special: dict[str, str], temp
         stops += value if isinstance(value, list) else [value] if isinstance(value, int) else []
     if not stops and (eos := special.get("eos_token")) and (number := tokenizer.token_to_id(eos)) is not None:
         stops.append(number)
-    try:
-        turn = templates.Template(template, special).end_of_turn
-    except templates.TemplateFault as fault:
-        raise JobError(fault.message, code="invalid_chat_template", param="chat_template") from None
+    turn = probe.end_of_turn(template, special)
     # Only a token of its own can stop generation; a template whose turns end in plain text has none.
     if turn and (number := tokenizer.token_to_id(turn)) is not None and number not in stops:
         stops.append(number)
@@ -325,6 +334,7 @@ def _facts(
             special_tokens=special,
             adds_bos=adds_bos,
             template_origin=origin,
+            chat_template=(folder / "chat_template.jinja").read_text("utf-8"),
             license=license,
             converter=CONVERTER,
             files=files,

@@ -93,7 +93,9 @@ class Encoder:
 
     def __init__(self, base: Path, facts: Facts, template: str, train_on: TrainOn = "assistant") -> None:
         self._tokenizer = _take(base / "tokenizer.json")
-        self._template = templates.Template(template, facts.special_tokens)
+        # Jinja computes what is constant in a template when it compiles it: that takes time too.
+        with limits.row_time():
+            self._template = templates.Template(template, facts.special_tokens)
         self._train_on = train_on
         eos = facts.special_tokens.get("eos_token")
         bos = facts.special_tokens.get("bos_token") if facts.adds_bos else None
@@ -101,6 +103,8 @@ class Encoder:
         self._bos = self._tokenizer.token_to_id(bos) if bos else None
         self.straddling = Named()
         """Rows in which a token reaches from the prompt into what is learned, so that its first characters aren't."""
+        self.remarks: dict[Code, Named] = {}
+        """What the template does to rows that their owner should know, by its code."""
 
     def encode(self, rows: Iterable[tuple[int, Row]]) -> list[Tokens]:
         """Rows with their lines -> tokens, in one batch. Raises RowFault."""
@@ -108,7 +112,7 @@ class Encoder:
         for line, row in rows:
             try:
                 with limits.row_time():
-                    drawn.append(self._draw(row))
+                    drawn.append(self._draw(line, row))
             except templates.TemplateFault as fault:
                 raise RowFault(line, fault.code, fault.message) from None
             lines.append(line)
@@ -120,7 +124,7 @@ class Encoder:
         """One row with the text of each token, for people. Raises RowFault."""
         try:
             with limits.row_time():
-                drawn = self._draw(row)
+                drawn = self._draw(line, row)
         except templates.TemplateFault as fault:
             raise RowFault(line, fault.code, fault.message) from None
         encoding = self._tokenizer.encode(drawn.text, add_special_tokens=False)
@@ -133,10 +137,10 @@ class Encoder:
         named = [text or self._tokenizer.id_to_token(int(id)) or "" for text, id in zip(texts, tokens.ids, strict=True)]
         return Explained(drawn.text, drawn.learned, tokens, named)
 
-    def _draw(self, row: Row) -> _Drawn:
+    def _draw(self, line: int, row: Row) -> _Drawn:
         match row:
             case Chat():
-                return self._chat(row)
+                return self._chat(line, row)
             case Completion():
                 text = row.prompt + row.completion
                 learned = 0 if self._train_on == "all" else len(row.prompt)
@@ -147,8 +151,10 @@ class Encoder:
                 message = f"{type(row).__name__.lower()} rows are not for supervised training"
                 raise templates.TemplateFault(Code.MIXED_FORMATS, message)
 
-    def _chat(self, row: Chat) -> _Drawn:
+    def _chat(self, line: int, row: Chat) -> _Drawn:
         rendered = self._template.render(row.messages, row.tools)
+        for code in rendered.remarks:
+            note(self.remarks.setdefault(code, Named()), line)
         spans = rendered.spans
         if self._train_on == "last_assistant" and spans:
             last = max(span.message for span in spans)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from core.formats import templates
+from core.formats import families
 from worker.prepare.folder import Facts
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **TOKENS}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "chat_template.jinja").write_text(templates.default("gemma3_text")[1], "utf-8")
+    (folder / "chat_template.jinja").write_text(families.text("gemma3"), "utf-8")
     (folder / "config.json").write_text('{"model_type": "gemma3_text"}')
     return folder
 
@@ -55,6 +55,7 @@ def facts() -> Facts:
         special_tokens=TOKENS,
         adds_bos=True,
         template_origin="default:gemma3",
+        chat_template=families.text("gemma3"),
         license=None,
         converter="test",
         files=[],

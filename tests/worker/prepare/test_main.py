@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from core.errors import JobError
+from worker import preparation
 from worker.folder import EXIT_USER_ERROR, Event
 from worker.prepare.folder import CheckFile, Facts, PrepareJob, Result
 
@@ -146,15 +149,62 @@ def test_a_given_template_is_used_and_ships(job: Callable[..., Path]) -> None:
     [
         ("{% for %}", "invalid_chat_template", "line 1"),
         ("{{ raise_exception('no') }}", "invalid_training_file", "line 1: .*no"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "limit_exceeded", "seconds"),
-        ("{{ 'a' * 4000000000 }}", "limit_exceeded", "memory"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "limit_exceeded",
+            "2 seconds",
+        ),
+        ("{{ 'a' * 10 ** 10 }}", "limit_exceeded", "chat template takes more memory"),
+        (
+            "{% set n = namespace(t='a') %}{% for i in range(99) %}{% set n.t = n.t + n.t %}{% endfor %}",
+            "limit_exceeded",
+            # Whichever the machine comes to first: filling memory takes processor time.
+            "memory|2 seconds",
+        ),
+        (
+            "{% for a in range(4000) %}{% for b in range(5000) %}x{% endfor %}{% endfor %}",
+            "invalid_training_file",
+            "line 1: .*20,000,000 characters",
+        ),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "invalid_training_file", "line 1: .*recurses"),
+        ("{{ lipsum.__globals__['os'] }}", "invalid_training_file", "line 1: .*unsafe"),
+        ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "invalid_chat_template", "Recursion"),
     ],
-    ids=["syntax", "refusal", "endless", "huge"],
+    ids=["syntax", "refusal", "endless", "huge", "doubling", "long", "recursion", "escape", "nested"],
 )
 def test_a_hostile_template_is_stopped(job: Callable[..., Path], template: str, code: str, what: str) -> None:
     error = refused(job(rows(12), options={"chat_template": template}))
-    assert error.code == code
+    assert error.code.startswith(code)
     assert re.search(what, error.message)
+
+
+def test_one_endless_step_of_a_template_ends_the_process(job: Callable[..., Path]) -> None:
+    """Python would handle no signal before the power is computed, in some years."""
+    folder = job(rows(12), options={"chat_template": "{{ (7 ** 1000000000) % 9 }}"})
+    done = subprocess.run([sys.executable, "-m", "worker.prepare", str(folder)], env=ENVIRONMENT, timeout=60)
+    assert done.returncode == -signal.SIGVTALRM
+    with pytest.raises(JobError, match="more than 2 seconds") as refused:
+        preparation._result(folder, done.returncode, "")
+    assert refused.value.error_code == "limit_exceeded"
+
+
+def test_what_a_template_does_to_rows_is_told(job: Callable[..., Path]) -> None:
+    thinks_last = (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n"
+        "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}"
+        "{{ m.content if m.role != 'system' }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}"
+    )
+    turn = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "yes"}]
+    talks = [turn * 2, [{"role": "system", "content": "be brief"}, *turn]]
+    data = rows(10) + "".join(json.dumps({"messages": talk}) + "\n" for talk in talks)
+    status, result = prepare(job(data, options={"chat_template": thinks_last}))
+    assert (status, result.error) == (0, None)
+    assert result.prepared is not None
+    told = {note.data.get("code"): note for note in result.prepared.notes if note.level == "warn"}
+    assert told["template_rewrites_history"].data["lines"] == [11]
+    assert told["template_drops_text"].data["lines"] == [12]
+    assert "line 12" in told["template_drops_text"].message
 
 
 def test_a_file_is_checked(tmp_path: Path) -> None:

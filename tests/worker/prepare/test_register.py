@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from core.errors import JobError
+from core.formats import families
 from tests.tiny import build_tiny
 from worker.prepare import gguf, register
 
@@ -43,6 +44,7 @@ def test_a_folder_is_registered(source: Path, tmp_path: Path) -> None:
         "special_tokens": {"pad_token": "<|pad|>", "bos_token": "<|bos|>", "eos_token": "<|im_end|>"},
         "adds_bos": False,
         "template_origin": "model",
+        "chat_template": (source / "chat_template.jinja").read_text(),
         "license": None,
         "converter": register.CONVERTER,
     }
@@ -86,17 +88,65 @@ def test_the_second_time_it_comes_from_the_cache(source: Path, tmp_path: Path) -
     assert given.sha256 != first.sha256
 
 
-def test_a_model_without_template_gets_the_default_which_stops(source: Path, tmp_path: Path) -> None:
+def test_a_model_without_template_gets_the_default_of_its_family(source: Path, tmp_path: Path) -> None:
     (source / "chat_template.jinja").unlink()
     facts = register.convert(f"path:{source}", tmp_path / "out")
+    # A Llama, but with ChatML's tokens.
+    assert facts.template_origin == "default:chatml"
+    assert facts.chat_template == (tmp_path / "out" / "chat_template.jinja").read_text() == families.text("chatml")
+    assert facts.eos_token_ids == [3]
+
+
+def test_a_model_of_no_known_family_gets_the_plain_template(source: Path, tmp_path: Path) -> None:
+    (source / "chat_template.jinja").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_text((source / name).read_text().replace("<|im_", "<|talk_"))
+    facts = register.convert(f"path:{source}", tmp_path / "out")
     assert facts.template_origin == "default:plain"
-    assert "{%- generation -%}" in (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert facts.chat_template == families.text("plain")
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("{% for %}", "line 1"),
+        ("{{ raise_exception('not today') }}", "not today"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "2 seconds"),
+        ("{{ (7 ** 1000000000) % 9 }}", "2 seconds"),
+        ("{{ 'a' * 10 ** 10 }}", "memory"),
+        ("{% for a in range(4000) %}{% for b in range(5000) %}x{% endfor %}{% endfor %}", "characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses"),
+        ("{{ lipsum.__globals__['os'] }}", "unsafe"),
+    ],
+    ids=["syntax", "refusal", "endless", "one endless step", "huge", "long", "recursion", "escape"],
+)
+def test_a_hostile_template_can_not_be_registered(source: Path, tmp_path: Path, template: str, what: str) -> None:
+    with pytest.raises(JobError, match=what) as refused:
+        register.convert(f"path:{source}", tmp_path / "out", chat_template=template)
+    assert (refused.value.error_code, refused.value.param) == ("invalid_chat_template", "chat_template")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_template_of_absurd_length_is_refused(source: Path, tmp_path: Path) -> None:
+    (source / "chat_template.jinja").write_text("x" * 300_000)
+    with pytest.raises(JobError, match="300,000 characters"):
+        register.convert(f"path:{source}", tmp_path / "out")
 
 
 def test_the_templates_end_of_turn_stops_generation(source: Path, tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_start|>{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    facts = register.convert(f"path:{source}", tmp_path / "out", chat_template=template)
+    assert facts.eos_token_ids == [3, 2]
+
+
+def test_a_template_that_asks_with_more_than_it_writes_can_be_registered(source: Path, tmp_path: Path) -> None:
+    """As DeepSeek R1's own does, which opens a thought in every question."""
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_start|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: <think>{% endif %}"
     )
     facts = register.convert(f"path:{source}", tmp_path / "out", chat_template=template)
     assert facts.eos_token_ids == [3, 2]

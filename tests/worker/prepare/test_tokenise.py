@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from core.formats import templates
+from core.formats import families
 from core.formats.conversation import Message
 from core.formats.report import Code
 from core.formats.rows import Chat, Completion, Preference, Row, Text
 from worker.prepare.folder import Facts
 from worker.prepare.tokenise import Encoder, RowFault, Spool, Tokens, cut
 
-GEMMA = templates.default("gemma3_text")[1]
-PLAIN = templates.default("llama")[1]
+GEMMA = families.text("gemma3")
+PLAIN = families.text("plain")
 BOS, EOS, START, END = 1, 2, 3, 4
 
 
