@@ -126,6 +126,7 @@ _SURVEY: Json = {
             "dropped": {"count": 1, "lines": [52]},
             "masked": _NONE,
             "straddling": _NONE,
+            "remarks": {},
             "fault_count": 0,
             "faults": [],
         }

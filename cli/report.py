@@ -98,6 +98,8 @@ def _validation(part: Json) -> Iterator[str]:
 
 
 def _seen(seen: Json) -> Iterator[str]:
+    from core.formats.report import REMARKS, Code
+
     limit = seen["max_length"]
     tokens = f"{_n(seen['tokens'])} tokens, {_n(seen['trained_tokens'])} of them trained on"
     yield f"{seen['model']}: {_n(seen['examples'])} rows to train on, {tokens}"
@@ -106,6 +108,7 @@ def _seen(seen: Json) -> Iterator[str]:
         (seen["truncated"], f"have more than {_n(limit)} tokens and would be cut"),
         (seen["masked"], "have nothing to learn from and would be left out"),
         (seen["straddling"], "begin their answer inside a token of the prompt"),
+        *((lines, f"where {REMARKS[Code(code)]}") for code, lines in seen["remarks"].items()),
     ):
         if lines["count"]:
             yield f"  {_n(lines['count'])} row(s) {what}: {_lines(lines['lines'])}"

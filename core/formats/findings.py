@@ -129,6 +129,8 @@ class Seen(_Plain):
     """Nothing in them would be learned."""
     straddling: Lines
     """The answer begins inside a token of the prompt, so its first characters are not learned."""
+    remarks: dict[str, Lines] = {}
+    """By code: what the chat template does to rows that can be trained on all the same."""
     fault_count: int
     faults: list[Fault]
     """Rows that the chat template can't be used with."""

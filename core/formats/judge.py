@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from core.formats.findings import Judged, Like, Lines, Seen, Survey, Twin, Validation, Verdict
-from core.formats.report import Fault, Format
+from core.formats.report import REMARKS, Code, Fault, Format
 from core.options import JobOptions
 
 _LINES = 100
@@ -107,6 +107,8 @@ class _Judgement:
         self._warn(param, "truncated", f"{over} and are cut", seen.truncated)
         self._warn(param, "nothing_to_learn", "row(s) have nothing to learn from and are left out", seen.masked)
         self._warn(param, "straddling", "row(s) begin their answer inside a token of the prompt", seen.straddling)
+        for code, lines in seen.remarks.items():
+            self._warn(param, code, f"row(s) where {REMARKS[Code(code)]}", lines)
 
     def _by_code(self, param: Param, found: list[Fault], counts: dict[str, int]) -> None:
         """One for each code, with the first such fault's sentence and the lines of all."""

@@ -59,6 +59,14 @@ class Code(StrEnum):
     NO_MESSAGE_WEIGHTS = "no_message_weights"
 
 
+REMARKS = {
+    Code.TEMPLATE_REWRITES_HISTORY: "the chat template writes what comes before an answer differently than it will "
+    "when the model is asked for that answer",
+    Code.TEMPLATE_DROPS_TEXT: "the chat template leaves out something that the row says",
+}
+"""What a template does to a row that can be trained on all the same, as the end of a sentence."""
+
+
 class Fault(BaseModel):
     """One thing wrong. ``path`` is empty when it concerns the whole line, ``line`` is 0 when the whole file."""
 

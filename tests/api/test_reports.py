@@ -278,7 +278,10 @@ def test_a_template_that_rewrites_history_is_told_by_its_code(account: Account, 
     rows = [talk(f"Hello {n}", "yes") for n in range(12)]
     body = {"model": MODEL, "ext": {"chat_template": template}}
     verdict = ask(f"/files/{upload(account, lines(*rows, json.dumps(long)))}/validate", body).json()
-    assert [(fault["code"], fault["lines"]) for fault in verdict["faults"]] == [("template_rewrites_history", [13])]
+    # The answers can be told all the same, so it is a warning and no fault.
+    assert [
+        (found["code"], found["lines"]) for found in verdict["warnings"] if found["code"].startswith("template")
+    ] == [("template_rewrites_history", [13])]
 
 
 def test_a_template_without_end_is_stopped_and_said(account: Account, ask: Ask) -> None:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from core import options
 from core.errors import JobError
 from core.formats.reading import read_file
-from core.formats.report import Code, Format, Report
+from core.formats.report import REMARKS, Format, Report
 from core.formats.templates import TemplateFault
 from worker.folder import EXIT_USER_ERROR, Event
 from worker.prepare import limits, questions, resolve, tokenise
@@ -34,11 +34,6 @@ from worker.prepare.folder import (
     ValidateFile,
 )
 
-_REMARKS = {
-    Code.TEMPLATE_REWRITES_HISTORY: "the chat template writes what comes before an answer differently than it will "
-    "when the model is asked for that answer",
-    Code.TEMPLATE_DROPS_TEXT: "the chat template leaves out something that the row says",
-}
 _EVENT_SECONDS = 0.5
 
 
@@ -262,7 +257,7 @@ def _warnings(trained: Counts, validated: Counts | None, encoder: tokenise.Encod
         )
         notes.append(Note(level="warn", message=message, data={"lines": encoder.straddling.lines}))
     for code, named in encoder.remarks.items():
-        message = f"in {named.count} example(s) {_REMARKS[code]}: {_lines(named.lines)}"
+        message = f"in {named.count} example(s) {REMARKS[code]}: {_lines(named.lines)}"
         notes.append(Note(level="warn", message=message, data={"code": code, "lines": named.lines}))
     return notes
 

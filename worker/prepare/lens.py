@@ -64,6 +64,8 @@ class Lens:
         self._flush()
         found = self._encoder.straddling
         self._seen.straddling = Lines(count=found.count, lines=found.lines)
+        remarks = self._encoder.remarks.items()
+        self._seen.remarks = {str(code): Lines(count=named.count, lines=named.lines) for code, named in remarks}
         self._seen.lengths = _lengths(self._lengths) if self._lengths else None
         return self._seen
 
