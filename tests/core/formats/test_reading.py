@@ -82,6 +82,15 @@ def test_labels_and_tools_survive_a_table(container: str, read: Reads) -> None:
     assert found[0][1].tools == [tool]
 
 
+def test_fields_that_only_other_rows_have_do_not_come_from_parquet(read: Reads) -> None:
+    def tool(name: str) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {name: {"type": "string"}}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    _, found = read(parquet([CHAT | {"tools": [tool(name)]} for name in ("one", "two")]))
+    assert [row.tools for _, row in found if isinstance(row, rows.Chat)] == [[tool("one")], [tool("two")]]
+
+
 def test_a_form_asked_for_holds_for_every_container(read: Reads) -> None:
     both = {"text": "a", **ALPACA}
     for _, write in CONTAINERS.values():
