@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core.formats.report import Format
+from core.formats.report import Form, Format
 
 Auto = Literal["auto"]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
@@ -92,11 +92,13 @@ class Optim(_Table):
 
 class Mix(_Table):
     file_id: str = Field(description="a file's id")
-    weight: Positive = Field(1.0, description="a number above 0")
+    weight: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="a number above 0 and up to 100")
 
 
 class Data(_Table):
-    mix: list[Mix] | None = Field(None, description="a list of {file_id, weight}")
+    mix: Annotated[list[Mix], Field(min_length=1, max_length=16)] | None = Field(
+        None, description="a list of {file_id, weight}, up to 16"
+    )
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
         None, description="a number above 0 and up to 0.5"
     )
@@ -174,7 +176,7 @@ class JobOptions(_Table):
     chat_template: Annotated[str, Field(min_length=1, max_length=65536)] = Field(
         "base", description='the text of a template, up to 65,536 characters, or "base"'
     )
-    format: Annotated[str, Field(min_length=1, max_length=64)] = Field("auto", description='a format\'s name or "auto"')
+    format: Literal["auto"] | Form = Field("auto", description=f"one of auto, {', '.join(get_args(Form))}")
     data: Data = Field(Data(), description="an object")
     eval: Eval = Field(Eval(), description="an object")
     early_stopping: EarlyStopping | None = Field(None, description="an object")
@@ -367,10 +369,6 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "packing": ("auto", False),
     "precision": ("fp32", "bf16", "auto"),
     "head_gradient": ("exact",),
-    "format": ("auto",),
-    "data.mix": (None,),
-    "data.validation_fraction": (None,),
-    "data.max_invalid_fraction": (0.0,),
     "eval.generate": (None,),
     "early_stopping": (None,),
     "checkpoints.every": (None, "epoch"),
@@ -434,8 +432,16 @@ class ResolvedOptim(_Table):
     max_grad_norm: float
 
 
+class ResolvedMix(_Table):
+    file_id: str
+    weight: float
+
+
 class ResolvedData(_Table):
     over_length: Literal["error", "truncate", "drop"]
+    mix: list[ResolvedMix] | None = None
+    validation_fraction: float | None = None
+    max_invalid_fraction: float = 0.0
 
 
 class ResolvedEval(_Table):

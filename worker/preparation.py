@@ -12,11 +12,12 @@ from core.config import Settings
 from core.db.session import transaction
 from core.db.tables import BaseModel, File, Job, WorkItem
 from core.errors import JobError
-from core.options import Hyperparameters
+from core.options import Hyperparameters, JobOptions
 from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import base_models, files, jobs, runs, sweeps
+from core.services import base_models, data, files, runs, sweeps
+from core.services.data import Named
 from core.states import FileStatus, ItemKind, ItemStatus, Wish
 from core.storage import store as layout
 from core.wiring import Parts
@@ -24,7 +25,7 @@ from worker import answering, stage
 from worker.cache import ModelCache, file_sha256
 from worker.folder import EXIT_USER_ERROR
 from worker.prepare import limits
-from worker.prepare.folder import CheckFile, Facts, PrepareJob, RegisterModel, Result, Spec
+from worker.prepare.folder import CheckFile, Facts, MixedFile, PrepareJob, RegisterModel, Result, Spec
 
 log = structlog.get_logger()
 
@@ -39,26 +40,32 @@ def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: P
     """Fill the folder; False when a file of the job is not settled yet, and the job was put off until it is."""
     with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, row):
         base = session.get_one(BaseModel, row.base_model_id)
-        named = {"training_file": row.training_file, "validation_file": row.validation_file}
-        data = {param: session.get_one(File, id) for param, id in named.items() if id is not None}
-        if any(file.status == FileStatus.UPLOADED for file in data.values()):
+        chosen = options.parse(row.options)
+        named = data.named(row.training_file, row.validation_file, chosen)
+        found = {name.param: session.get_one(File, name.file_id) for name in named}
+        if any(file.status == FileStatus.UPLOADED for file in found.values()):
             runs.postpone(row, _UNSETTLED_PAUSE)
             return False
-    for param, file in data.items():
-        _usable(file, param, job, parts.settings)
+    for name in named:
+        _usable(found[name.param], name, job, chosen, parts.settings)
     assert base.facts is not None
     assert base.files is not None
     assert base.content_sha256 is not None
     paths = {
-        param: stage.download(parts.store, file.storage_key, file.sha256, folder / f"{param}.data")
-        for param, file in data.items()
+        param: stage.download(parts.store, file.storage_key, file.sha256, folder / f"{n}.data")
+        for n, (param, file) in enumerate(found.items())
     }
+    mixed = chosen.data.mix or []
     spec = PrepareJob(
         base=cache.fetch(base.content_sha256, base.files["files"], weights=False),
         facts=Facts.model_validate(base.facts),
         train=paths["training_file"],
         valid=paths.get("validation_file"),
-        options=options.parse(job.options),
+        mix=[
+            MixedFile(path=paths[name.param], file_id=name.file_id, weight=mix.weight)
+            for name, mix in zip(named[len(named) - len(mixed) :], mixed, strict=True)
+        ],
+        options=chosen,
         hyperparameters=Hyperparameters.model_validate(job.method["supervised"]["hyperparameters"]),
         seed=job.seed,
         min_examples=parts.settings.min_examples,
@@ -67,13 +74,10 @@ def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: P
     return True
 
 
-def _usable(file: File, param: str, job: Job, settings: Settings) -> None:
-    code = f"invalid_{param}"
-    if file.status == FileStatus.ERROR:
-        raise JobError(f"The file {file.id} can't be used: {file.status_details}", code=code, param=param)
-    fault = jobs.unfit(file, param, job.method["type"], settings)
+def _usable(file: File, name: Named, job: Job, chosen: JobOptions, settings: Settings) -> None:
+    fault = data.unfit(file, name, job.method["type"], chosen, settings)
     if fault is not None:
-        raise JobError(fault.message, code=fault.error_code, param=param)
+        raise JobError(fault.message, code=fault.error_code, param=name.param)
 
 
 def finish_job(parts: Parts, claim: Claim, folder: Path, status: int, last_words: str) -> None:

@@ -8,6 +8,24 @@ from pydantic import BaseModel, ConfigDict
 FAULTS_KEPT = 100
 Format = Literal["chat", "preference", "completion", "labelled", "text"]
 """What rows are once they are read. A method learns from some of these."""
+Form = Literal[
+    "chat",
+    "preference",
+    "completion",
+    "labelled",
+    "text",
+    "alpaca",
+    "alpaca_preference",
+    "alpaca_labelled",
+    "sharegpt",
+    "sharegpt_preference",
+    "sharegpt_labelled",
+    "hf_chat",
+    "hf_preference",
+    "hf_prompt_completion",
+    "hf_unpaired_preference",
+]
+"""What rows can look like: what ``ext.format`` takes. ``rows.BY_NAME`` has a reader for each."""
 Container = Literal["jsonl", "json", "csv", "parquet"]
 Compression = Literal["gzip", "zstd"]
 
@@ -117,6 +135,12 @@ class Report(BaseModel):
     def unit(self) -> str:
         """What a fault's ``line`` counts: an array may stand on one line, and Parquet has none."""
         return "record" if self.container in ("json", "parquet") else "line"
+
+    def spoiled(self, allowed: float, more: int = 0) -> bool:
+        """Whether more is wrong than bad rows up to this share of all; ``more`` good rows turned out bad later."""
+        if allowed == 0:
+            return not self.ok or more > 0
+        return self.broken or self.bad_rows + more > allowed * (self.rows + self.bad_rows)
 
     @property
     def ok(self) -> bool:

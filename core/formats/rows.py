@@ -6,7 +6,9 @@ about tokenizers and nothing about what a file is kept in.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import orjson
 
 from core.formats import conversation, foreign
 from core.formats.conversation import Message, Tool
@@ -63,6 +65,23 @@ class Reader:
     read: Callable[[Object, Problems], Row]
     conversion: str | None = None
     """For a foreign form: what is made of it, as a sentence."""
+
+
+def canonical(row: Row) -> bytes:
+    """The same bytes for rows that say the same, however they were written; weights say nothing."""
+    content = [type(row).__name__, row]
+    text = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+    if b'"weight":' in text:
+        text = orjson.dumps(_unweighted(orjson.loads(text)), option=orjson.OPT_SORT_KEYS)
+    return text
+
+
+def _unweighted(value: Any) -> Any:
+    """Without the weights of messages: objects that have a role. A tool's argument may be called so as well."""
+    if isinstance(value, dict):
+        skipped = "weight" if "role" in value else None
+        return {name: _unweighted(inner) for name, inner in value.items() if name != skipped}
+    return [_unweighted(inner) for inner in value] if isinstance(value, list) else value
 
 
 class Read(NamedTuple):

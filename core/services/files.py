@@ -13,8 +13,8 @@ from core.db.tenancy import Tenant
 from core.errors import Conflict, TooLarge
 from core.formats.reading import Passing
 from core.formats.report import FAULTS_KEPT, Report
-from core.services import pages, replies
-from core.states import TERMINAL, FileStatus, ItemKind
+from core.services import data, pages, replies
+from core.states import FileStatus, ItemKind
 from core.storage import store as layout
 from core.storage.store import Store
 from core.storage.writer import Writer
@@ -137,11 +137,7 @@ def _alive(tenant: Tenant) -> Select[File]:
 def remove(session: Session, tenant: Tenant, id: str) -> list[str]:
     """Mark it deleted, with what was answered about it; returns the keys to remove from the store after the commit."""
     row = tenancy.get(session, File, tenant, id, lock=True)
-    user = session.scalar(
-        tenancy.owned(Job, tenant)
-        .where(or_(Job.training_file == id, Job.validation_file == id), Job.status.not_in(TERMINAL))
-        .limit(1)
-    )
+    user = session.scalar(data.users_of(tenant, id).limit(1))
     if user is not None:
         raise Conflict(f"The file {id!r} is needed by the job {user.id!r}, which is {user.status}.", param="file_id")
     row.deleted_at = clock.now()

@@ -19,14 +19,12 @@ from core.errors import BadRequest, Conflict
 from core.options import Hyperparameters, JobOptions, OptionsError
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch
-from core.services import base_models, events, idempotency, pages, queue, quotas, runs
+from core.services import base_models, data, events, idempotency, pages, queue, quotas, runs
 from core.services.idempotency import Once
-from core.states import TERMINAL, FileStatus, Phase, Status
+from core.states import TERMINAL, Phase, Status
 from core.storage import store as layout
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
-# Formats of rows that a method can learn from.
-FITS = {"supervised": ("chat", "completion", "text")}
 
 
 class Understood(NamedTuple):
@@ -51,9 +49,10 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     _check_request(wanted)
     quotas.check_open_jobs(session, tenant, settings)
     base = base_models.usable(session, wanted.model)
-    training = _data_file(session, tenant, wanted.training_file, "training_file", method, settings)
-    if wanted.validation_file is not None:
-        _data_file(session, tenant, wanted.validation_file, "validation_file", method, settings)
+    files = data.named(wanted.training_file, wanted.validation_file, chosen)
+    data.check_named(files, chosen)
+    for file in files:
+        data.require(session, tenant, file, method, chosen, settings)
     job = Job(
         id=ids.job(),
         project_id=tenant.project_id,
@@ -79,7 +78,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
         events.append(session, job, f"{key}: this field is not known here and was ignored.", level="warn")
     if base.name != wanted.model:
         events.append(session, job, f"The model {wanted.model!r} stands for the base model {base.name!r} here.")
-    events.append(session, job, f"Validating training file: {training.id}")
+    events.append(session, job, f"Validating training file: {wanted.training_file}")
     return job
 
 
@@ -147,47 +146,6 @@ def _check_metadata(metadata: dict[str, str] | None) -> None:
         if len(key) > 64 or len(value) > 512:
             path = f"metadata.{key[:64]}"
             raise BadRequest(f"{path}: a key has up to 64 characters and a value up to 512.", param=path)
-
-
-def _data_file(session: Session, tenant: Tenant, file_id: str, param: str, method: str, settings: Settings) -> File:
-    """The file, when a job of this method can learn from it. An unsettled one passes: prepare has the last word."""
-    code = f"invalid_{param}"
-    # FOR SHARE: a deletion of the file waits until this job, which needs it, is there to be seen.
-    row = session.scalar(tenancy.owned(File, tenant).where(File.id == file_id).with_for_update(read=True))
-    if row is None:
-        raise BadRequest(f"{param}: there is no file {file_id!r}.", param=param, code=code)
-    if row.purpose != "fine-tune":
-        raise BadRequest(
-            f'{param}: the file {file_id!r} was uploaded with the purpose "{row.purpose}", not "fine-tune".',
-            param=param,
-            code=code,
-        )
-    if row.status == FileStatus.ERROR:
-        raise BadRequest(f"{param}: the file {file_id!r} can't be used: {row.status_details}", param=param, code=code)
-    fault = unfit(row, param, method, settings)
-    if fault is not None:
-        raise fault
-    return row
-
-
-def unfit(row: File, param: str, method: str, settings: Settings) -> BadRequest | None:
-    """Why a settled file doesn't fit a method, or None."""
-    if row.status != FileStatus.PROCESSED or row.report is None:
-        return None
-    if row.format not in FITS[method]:
-        return BadRequest(
-            f"{param}: {row.format} rows don't fit the method {method}, which takes {', '.join(FITS[method])} rows.",
-            param=param,
-            code=f"invalid_{param}",
-        )
-    examples = row.report["rows"]
-    if param == "training_file" and examples < settings.min_examples:
-        return BadRequest(
-            f"Training file has {examples} example(s), but must have at least {settings.min_examples} examples.",
-            param=param,
-            code="invalid_n_examples",
-        )
-    return None
 
 
 def list_of(

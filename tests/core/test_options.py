@@ -1,10 +1,12 @@
 """The table of job options: ranges, defaults, exclusions, what is supported, and what is said about mistakes."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from core import options
+from core.formats import rows
+from core.formats.report import Form
 from core.options import Hyperparameters, JobOptions, OptionsError
 
 
@@ -74,6 +76,10 @@ def test_the_defaults_are_supported() -> None:
 
 
 GOOD = [
+    ("format", ["auto", "alpaca"]),
+    ("data.mix", [[{"file_id": "file-1"}], [{"file_id": "file-1", "weight": 0.5}, {"file_id": "file-2"}]]),
+    ("data.validation_fraction", [0.001, 0.5]),
+    ("data.max_invalid_fraction", [0, 0.1, 1]),
     ("lora.rank", [1, 512]),
     ("lora.alpha", [0.5, 64]),
     ("lora.dropout", [0, 0.99]),
@@ -256,10 +262,6 @@ UNSUPPORTED = [
     ("packing", True),
     ("precision", "fp16"),
     ("head_gradient", "filtered"),
-    ("format", "alpaca"),
-    ("data.mix", [{"file_id": "file-1"}]),
-    ("data.validation_fraction", 0.1),
-    ("data.max_invalid_fraction", 0.1),
     ("eval.generate", ["hello"]),
     ("early_stopping", {}),
     ("checkpoints.every", 10),
@@ -292,3 +294,18 @@ def test_every_option_is_either_tried_as_good_or_refused() -> None:
     untried = {name for name in names if name not in tried | sections and not name.startswith(below)}
     # Ranges of these are tested above, their values honoured as they are.
     assert untried <= {"optim.min_lr_ratio", "optim.eps", "optim.max_grad_norm", "lora.rslora", "lora.dora"}
+
+
+def test_every_form_of_rows_can_be_asked_for_and_no_other() -> None:
+    assert set(get_args(Form)) == set(rows.BY_NAME)
+    for name in ("auto", *rows.BY_NAME):
+        assert options.unsupported(options.parse({"format": name})) == []
+    message = faults({"format": "alpacca"})["ext.format"]
+    assert all(name in message for name in rows.BY_NAME)
+
+
+@pytest.mark.parametrize(
+    "mix", [[], [{"file_id": "f", "weight": 0}], [{"file_id": "f", "weight": 101}], [{"file_id": "f"}] * 17]
+)
+def test_a_mix_has_bounds(mix: Any) -> None:
+    assert next(iter(faults({"data": {"mix": mix}}))).startswith("ext.data.mix")

@@ -9,18 +9,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from core import options
 from core.errors import JobError
+from core.formats.containers import weight
 from core.formats.reading import read_file
-from core.formats.report import REMARKS, Format, Report
+from core.formats.report import FAULTS_KEPT, REMARKS, Fault, Format, Report
 from core.formats.templates import TemplateFault
 from worker.folder import EXIT_USER_ERROR, Event
-from worker.prepare import limits, questions, resolve, tokenise
+from worker.prepare import limits, questions, resolve, shares, tokenise
 from worker.prepare.folder import (
     CheckFile,
     Counts,
+    Named,
     Note,
     Prepared,
     PrepareJob,
@@ -35,6 +39,7 @@ from worker.prepare.folder import (
 )
 
 _EVENT_SECONDS = 0.5
+_TRAINING = "invalid_training_file"
 
 
 class _Refused(Exception):
@@ -121,18 +126,20 @@ def _register(spec: RegisterModel, folder: Path, events: _Events) -> Result:
 
 
 def _check(spec: CheckFile, events: _Events) -> Report:
-    limits.apply(spec.path.stat().st_size)
+    limits.apply(weight(spec.path))
     return read_file(spec.path, progress=lambda percent: events.progress("checking", percent, "checking the file"))
 
 
 def _answer(spec: Question, folder: Path, events: _Events) -> dict[str, Any]:  # Any: JSON
     others = [] if isinstance(spec, PreviewFile) or spec.validation is None else [spec.validation]
-    limits.apply(sum(path.stat().st_size for path in (spec.data, *others)))
+    limits.apply(sum(weight(path) for path in (spec.data, *others)))
     return questions.answer(spec, folder, lambda percent: events.progress("reading", percent, "reading the file"))
 
 
 def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
-    limits.apply(sum(path.stat().st_size for path in (spec.train, spec.valid) if path is not None))
+    paths = (spec.train, spec.valid, *(mixed.path for mixed in spec.mix))
+    repeats = 1 + sum(mixed.weight for mixed in spec.mix)
+    limits.apply(int(repeats * sum(weight(path) for path in paths if path is not None)))
     template = spec.options.chat_template
     if template == "base":
         template = (spec.base / "chat_template.jinja").read_text("utf-8")
@@ -150,9 +157,15 @@ def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
         encoder = tokenise.Encoder(spec.base, spec.facts, template, spec.options.train_on)
     except TemplateFault as fault:
         raise _refuse("invalid_chat_template", fault.message, "ext.chat_template") from None
+    notes: list[Note] = []
     with tokenise.Spool(folder, "train") as train, tokenise.Spool(folder, "valid") as valid:
-        form = _tokenise(spec.train, "training_file", encoder, train, events)
-        if spec.valid is not None and _tokenise(spec.valid, "validation_file", encoder, valid, events) != form:
+        form = _tokenise(spec, spec.train, "training_file", encoder, train, events, notes)
+        for n, mixed in enumerate(spec.mix, 1):
+            _tokenise(spec, mixed.path, f"ext.data.mix[{n - 1}].file_id", encoder, train, events, notes, source=n)
+        other = form
+        if spec.valid is not None:
+            other = _tokenise(spec, spec.valid, "validation_file", encoder, valid, events, notes)
+        if other != form:
             message = f"the validation file has other rows than the training file, which has {form} rows"
             raise _refuse("invalid_validation_file", message, "validation_file")
         length, why = resolve.max_length(
@@ -161,9 +174,12 @@ def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
             int(max(train.lengths.max(initial=0), valid.lengths.max(initial=0))),
         )
         events.phase("preparing", 95, "writing the tokens")
-        trained = _write(spec, folder, "train", train, length)
-        validated = _write(spec, folder, "valid", valid, length) if spec.valid is not None else None
-        resolved, notes = resolve.resolve(
+        chosen, held_out = _divide(spec, train, length)
+        trained = _write(spec, folder, "train", train, length, chosen)
+        validated = None
+        if spec.valid is not None or held_out is not None:
+            validated = _write(spec, folder, "valid", valid if held_out is None else train, length, held_out)
+        resolved, reasons = resolve.resolve(
             spec.options,
             spec.hyperparameters,
             resolve.Sizes(
@@ -180,36 +196,108 @@ def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
             seed=spec.seed,
             fast_bf16=spec.fast_bf16,
         )
-    notes += _warnings(trained, validated, encoder, length)
+    notes += reasons + _shares(spec, trained, validated) + _warnings(trained, validated, encoder, length)
     for note in notes:
         events.note(note)
     return Prepared(train=trained, valid=validated, resolved=resolved, notes=notes)
 
 
-def _tokenise(path: Path, param: str, encoder: tokenise.Encoder, spool: tokenise.Spool, events: _Events) -> Format:
-    what = param.replace("_", " ")
-    batcher = tokenise.Batcher(encoder, spool)
-    try:
-        report = read_file(
-            path,
-            batcher.add,
-            progress=lambda percent: events.progress("preparing", percent * 0.9, f"tokenising the {what}"),
-        )
-        batcher.flush()
-    except tokenise.RowFault as fault:
-        message = f"line {fault.line}: {fault.message}"
-        raise _refuse(f"invalid_{param}", message, param, [fault.line]) from None
-    if not report.ok:
-        lines = [fault.line for fault in report.faults]
-        raise _refuse(
-            f"invalid_{param}", f"The {what} has {report.fault_count} faults:\n{report.summary()}", param, lines
-        )
+def _tokenise(
+    spec: PrepareJob,
+    path: Path,
+    param: str,
+    encoder: tokenise.Encoder,
+    spool: tokenise.Spool,
+    events: _Events,
+    notes: list[Note],
+    source: int = 0,
+) -> Format:
+    """A file into the spool. Bad rows are left out if the job allows so many of them, and otherwise end it."""
+    what = param.replace("_", " ") if not source else f"file {spec.mix[source - 1].file_id}"
+    # Only a row's content and the seed say on which side it is.
+    key = spec.seed.to_bytes(8, "little") if spec.options.data.validation_fraction is not None else None
+    batcher = tokenise.Batcher(encoder, spool, source, key)
+    report = read_file(
+        path,
+        batcher.add,
+        format="auto" if source else spec.options.format,
+        progress=lambda percent: events.progress("preparing", percent * 0.9, f"tokenising the {what}"),
+    )
+    batcher.flush()
+    allowed = spec.options.data.max_invalid_fraction
+    faults = [*report.faults, *(Fault(line=f.line, code=f.code, message=f.message) for f in batcher.faults)]
+    faults.sort(key=lambda fault: fault.line)
+    lines = list(dict.fromkeys(fault.line for fault in faults))[:FAULTS_KEPT]
+    told = report.model_copy(
+        update={"faults": faults[:FAULTS_KEPT], "fault_count": report.fault_count + batcher.faulty}
+    )
+    if report.spoiled(allowed, batcher.faulty):
+        message = f"The {what} has {told.fault_count} faults:\n{told.summary()}"
+        if told.fault_count == 1:
+            message = told.summary()
+        if allowed and not report.broken:
+            bad, of = report.bad_rows + batcher.faulty, report.rows + report.bad_rows
+            message = f"{bad} of {of} rows are bad, more than ext.data.max_invalid_fraction allows. {message}"
+        raise _refuse("invalid_validation_file" if param == "validation_file" else _TRAINING, message, param, lines)
+    if faults:
+        bad, of = report.bad_rows + batcher.faulty, report.rows + report.bad_rows
+        message = f"{param}: {bad} of {of} rows are bad and were left out:\n{told.summary(10)}"
+        notes.append(Note(level="warn", message=message, data={"param": param, "lines": lines}))
+    if report.conversion is not None:
+        data = {"param": param, "converted_from": report.converted_from}
+        notes.append(Note(message=f"{param}: {report.conversion}", data=data))
     assert report.format is not None  # a file without rows is a fault
     return report.format
 
 
-def _write(spec: PrepareJob, folder: Path, name: str, spool: tokenise.Spool, length: int) -> Counts:
-    param = "training_file" if name == "train" else "validation_file"
+def _divide(
+    spec: PrepareJob, spool: tokenise.Spool, length: int
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """Rows to train on, as often as they come, and rows held out; None: all of them, and none."""
+    fraction, weights = spec.options.data.validation_fraction, [mixed.weight for mixed in spec.mix]
+    if fraction is None and not weights:
+        return None, None
+    sources = np.array(spool.sources, dtype=np.uint8)
+    whole = np.arange(len(sources), dtype=np.int64)
+    # Rows that are left out don't count in any share; they come along to be named.
+    fits = np.ones(len(sources), bool) if spec.options.data.over_length == "truncate" else spool.lengths <= length
+    held = np.zeros(len(sources), bool)
+    if fraction is not None:
+        try:
+            held[fits] = shares.held_out(np.array(spool.digests, dtype=np.uint64)[fits], fraction)
+        except shares.TooFew:
+            path = "ext.data.validation_fraction"
+            message = f"{path}: the data have not two different rows to be divided between training and validation"
+            raise _refuse("invalid_n_examples", message, path) from None
+
+    def side(mask: NDArray[np.bool_], repeat: bool) -> NDArray[np.int64]:
+        rows = whole[mask & fits]
+        return rows[shares.mixed(sources[rows], weights, spec.seed, repeat=repeat)]
+
+    chosen = np.sort(np.concatenate([side(~held, True), whole[~fits]]))
+    return chosen, side(held, False) if fraction is not None else None
+
+
+def _shares(spec: PrepareJob, trained: Counts, validated: Counts | None) -> list[Note]:
+    notes = []
+    if spec.mix:
+        listed = ", ".join(f"{count} of {name.replace('_', ' ')}" for name, count in trained.sources.items())
+        notes.append(Note(message=f"An epoch has {listed}.", data={"examples": trained.sources}))
+    if spec.options.data.validation_fraction is not None and validated is not None:
+        message = f"{validated.examples} examples are held out for validation, {trained.examples} trained on."
+        notes.append(Note(message=message, data={"validation": validated.examples, "training": trained.examples}))
+    return notes
+
+
+def _write(
+    spec: PrepareJob,
+    folder: Path,
+    name: str,
+    spool: tokenise.Spool,
+    length: int,
+    chosen: NDArray[np.int64] | None = None,
+) -> Counts:
+    param = "training_file" if name == "train" or spec.valid is None else "validation_file"
     what = param.replace("_", " ").capitalize()
     policy = spec.options.data.over_length
     counts = spool.write(
@@ -217,16 +305,20 @@ def _write(spec: PrepareJob, folder: Path, name: str, spool: tokenise.Spool, len
         max_length=length,
         over_length=policy,
         keep_first=spec.facts.bos_token_id is not None,
+        chosen=chosen,
     )
+    if spec.mix and chosen is not None:
+        names = ["training_file", *(mixed.file_id for mixed in spec.mix)]
+        kept = chosen if policy == "truncate" else chosen[spool.lengths[chosen] <= length]
+        given = np.bincount(np.array(spool.sources, dtype=np.uint8)[kept], minlength=len(names))
+        counts.sources = dict(zip(names, given.tolist(), strict=True))
     if policy == "error" and counts.dropped.count:
-        message = (
-            f"{what} has {counts.dropped.count} example(s) of more than {length} tokens: {_lines(counts.dropped.lines)}"
-        )
+        message = f"{what} has {counts.dropped.count} example(s) of more than {length} tokens: {_where(counts.dropped)}"
         raise _refuse(f"invalid_{param}", message, param, counts.dropped.lines)
     needed = spec.min_examples if name == "train" else 1
     if counts.examples < needed:
         left_out = [
-            f"{named.count} {why} ({_lines(named.lines)})"
+            f"{named.count} {why} ({_where(named)})"
             for named, why in (
                 (counts.dropped, f"are longer than {length} tokens"),
                 (counts.masked, "have nothing to learn from"),
@@ -248,7 +340,7 @@ def _warnings(trained: Counts, validated: Counts | None, encoder: tokenise.Encod
             ("without anything to learn from and left out", counts.masked if counts else None),
         ):
             if named is not None and named.count:
-                message = f"{param}: {named.count} example(s) {what}: {_lines(named.lines)}"
+                message = f"{param}: {named.count} example(s) {what}: {_where(named)}"
                 notes.append(Note(level="warn", message=message, data={"param": param, "lines": named.lines}))
     if encoder.straddling.count:
         message = (
@@ -260,6 +352,11 @@ def _warnings(trained: Counts, validated: Counts | None, encoder: tokenise.Encod
         message = f"in {named.count} example(s) {REMARKS[code]}: {_lines(named.lines)}"
         notes.append(Note(level="warn", message=message, data={"code": code, "lines": named.lines}))
     return notes
+
+
+def _where(named: Named) -> str:
+    mixed = f"{named.mixed} in mixed files" if named.mixed else ""
+    return " and ".join(part for part in (_lines(named.lines) if named.lines else "", mixed) if part)
 
 
 def _lines(lines: list[int], shown: int = 10) -> str:

@@ -81,6 +81,14 @@ class RegisterModel(_Strict):
     """Finished conversions are kept here by the hash of what they were made from."""
 
 
+class MixedFile(_Strict):
+    """A file besides the training file, whose examples come ``weight`` times as often as that one's."""
+
+    path: Path
+    file_id: str
+    weight: float
+
+
 class PrepareJob(_Strict):
     task: Literal["prepare_job"] = "prepare_job"
     base: Path
@@ -88,6 +96,7 @@ class PrepareJob(_Strict):
     facts: Facts
     train: Path
     valid: Path | None = None
+    mix: list[MixedFile] = []
     options: JobOptions = JobOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     seed: int
@@ -155,6 +164,8 @@ class Named(_Strict):
 
     count: int = 0
     lines: list[int] = []
+    mixed: int = 0
+    """How many of them are of other files than the one whose lines these are."""
 
 
 class Counts(_Strict):
@@ -164,6 +175,8 @@ class Counts(_Strict):
     tokens: int
     trained_tokens: int
     """Tokens that count as completion and whose message has a weight above 0."""
+    sources: dict[str, int] = {}
+    """Where several files are mixed: how many examples of an epoch each gives."""
     longest: int
     """Tokens of the longest row before truncation."""
     truncated: Named = Named()

@@ -141,7 +141,7 @@ def resolve(
         head_gradient="exact",
         chat_template="base" if options.chat_template == "base" else "given",
         format=form,
-        data=ResolvedData(over_length=options.data.over_length),
+        data=ResolvedData.model_validate(options.data.model_dump()),
         eval=ResolvedEval(every=_eval_every(options, sizes, steps, passes, reason)),
         resources=ResolvedResources(devices=1, priority=options.resources.priority),
         seed=seed,

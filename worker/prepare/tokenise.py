@@ -20,7 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from core.formats import templates
 from core.formats.conversation import Message
 from core.formats.report import Code
-from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text
+from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text, canonical
 from worker.prepare import limits
 from worker.prepare.folder import Counts, Facts, Named
 
@@ -106,15 +106,19 @@ class Encoder:
         self.remarks: dict[Code, Named] = {}
         """What the template does to rows that their owner should know, by its code."""
 
-    def encode(self, rows: Iterable[tuple[int, Row]]) -> list[Tokens]:
-        """Rows with their lines -> tokens, in one batch. Raises RowFault."""
+    def encode(self, rows: Iterable[tuple[int, Row]], faults: "list[RowFault] | None" = None) -> list[Tokens]:
+        """Rows with their lines -> tokens, in one batch. Raises RowFault, or puts it to the ``faults`` and goes on."""
         lines, drawn = [], []
         for line, row in rows:
             try:
                 with limits.row_time():
                     drawn.append(self._draw(line, row))
             except templates.TemplateFault as fault:
-                raise RowFault(line, fault.code, fault.message) from None
+                wrong = RowFault(line, fault.code, fault.message)
+                if faults is None:
+                    raise wrong from None
+                faults.append(wrong)
+                continue
             lines.append(line)
         # The template has written BOS itself, as in transformers; plain text gets it in `_tokens`.
         encodings = self._tokenizer.encode_batch([one.text for one in drawn], add_special_tokens=False)
@@ -215,9 +219,11 @@ def _add(
     return np.insert(ids, at, token), np.insert(weight, at, 1.0), np.insert(completion, at, learned)
 
 
-def note(named: Named, line: int) -> None:
+def note(named: Named, line: int, source: int = 0) -> None:
     named.count += 1
-    if len(named.lines) < LINES_KEPT:
+    if source:
+        named.mixed += 1
+    elif len(named.lines) < LINES_KEPT:
         named.lines.append(line)
 
 
@@ -236,6 +242,10 @@ class Spool:
     name: str
     offsets: "array[int]" = field(default_factory=lambda: array("q", [0]))
     lines: "array[int]" = field(default_factory=lambda: array("q"))
+    sources: "array[int]" = field(default_factory=lambda: array("B"))
+    """Which file each row is of."""
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Of each row's content, where somebody asked for them."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     masked: Named = field(default_factory=Named)
@@ -253,18 +263,21 @@ class Spool:
     def _path(self, part: str) -> Path:
         return self.folder / f"{self.name}.{part}.spool"
 
-    def add(self, line: int, tokens: Tokens) -> None:
+    def add(self, line: int, tokens: Tokens, source: int = 0, digest: int | None = None) -> None:
         """Keeps a row, unless nothing in it would be learned: such a row is only named."""
         learned = int(tokens.completion.sum())
         # The first token has nothing before it that could predict it.
         if not (tokens.completion[1:] * tokens.weight[1:]).any():
-            note(self.masked, line)
+            note(self.masked, line, source)
             return
         columns: tuple[NDArray[Any], ...] = (tokens.ids, tokens.weight, tokens.completion)
         for file, values in zip(self._files, columns, strict=True):
             file.write(values.tobytes())
         self.offsets.append(self.offsets[-1] + len(tokens.ids))
         self.lines.append(line)
+        self.sources.append(source)
+        if digest is not None:
+            self.digests.append(digest)
         self.completion_tokens += learned
         self.prompt_tokens += len(tokens.ids) - learned
 
@@ -274,21 +287,28 @@ class Spool:
         return offsets[1:] - offsets[:-1]
 
     def write(
-        self, out: Path, *, max_length: int, over_length: Literal["error", "truncate", "drop"], keep_first: bool
+        self,
+        out: Path,
+        *,
+        max_length: int,
+        over_length: Literal["error", "truncate", "drop"],
+        keep_first: bool,
+        chosen: NDArray[np.int64] | None = None,
     ) -> Counts:
         """The token file, rows longer than ``max_length`` cut or left out (``error`` is the caller's to refuse).
 
-        ``keep_first``: the first token is BOS, which a cut at the front must not take away.
+        ``keep_first``: the first token is BOS, which a cut at the front must not take away. ``chosen``: which rows,
+        and how often each; all of them once if it isn't given.
         """
         for file in self._files:
             file.flush()
-        rows = _Rows(self, max_length, over_length, keep_first)
+        rows = _Rows(self, max_length, over_length, keep_first, chosen)
         _write_safetensors(out, rows)
         return Counts(
             examples=len(rows.lines),
             tokens=rows.offsets[-1],
             trained_tokens=rows.trained,
-            longest=int(self.lengths.max(initial=0)),
+            longest=int((self.lengths if chosen is None else self.lengths[chosen]).max(initial=0)),
             truncated=rows.truncated,
             dropped=rows.dropped,
             masked=self.masked,
@@ -299,7 +319,9 @@ class Spool:
 class _Rows:
     """Which slices of a spool go into the token file."""
 
-    def __init__(self, spool: Spool, max_length: int, over_length: str, keep_first: bool) -> None:
+    def __init__(
+        self, spool: Spool, max_length: int, over_length: str, keep_first: bool, chosen: NDArray[np.int64] | None
+    ) -> None:
         self.parts = {
             part: np.memmap(spool._path(part), dtype=dtype, mode="r") if spool.lines else np.zeros(0, dtype)
             for part, _, dtype in _PARTS
@@ -310,22 +332,23 @@ class _Rows:
         self.truncated, self.dropped = Named(), Named()
         self.trained = 0
         lengths = spool.lengths
-        if not len(lengths) or lengths.max() <= max_length:
+        if chosen is None and (not len(lengths) or lengths.max() <= max_length):
             # Nothing to cut: the spool is the file.
             self.offsets, self.lines = spool.offsets, spool.lines
         else:
-            self._select(spool, max_length, over_length, keep_first)
+            self._select(spool, range(len(lengths)) if chosen is None else chosen, max_length, over_length, keep_first)
         self.trained = self._trained()
 
-    def _select(self, spool: Spool, max_length: int, over_length: str, keep_first: bool) -> None:
+    def _select(self, spool: Spool, chosen: Iterable[int], max_length: int, over_length: str, keep_first: bool) -> None:
         self.slices = []
-        for index, line in enumerate(spool.lines):
+        for index in map(int, chosen):
+            line, source = spool.lines[index], spool.sources[index]
             start, end = spool.offsets[index], spool.offsets[index + 1]
             if end - start > max_length and over_length != "truncate":
-                note(self.dropped, line)
+                note(self.dropped, line, source)
                 continue
             if end - start > max_length:
-                note(self.truncated, line)
+                note(self.truncated, line, source)
                 learned = self.parts["completion"][start:end] * (self.parts["message_weight"][start:end] > 0)
                 kept = cut(learned, max_length, keep_first)
                 self.slices.extend((start + first, start + last) for first, last in kept)
@@ -397,10 +420,15 @@ def _sha256(path: Path) -> str:
 class Batcher:
     """Collects rows as the checker finds them and spools them in batches."""
 
-    def __init__(self, encoder: Encoder, spool: Spool) -> None:
+    def __init__(self, encoder: Encoder, spool: Spool, source: int = 0, digest_key: bytes | None = None) -> None:
         self._encoder, self._spool = encoder, spool
+        self._source, self._key = source, digest_key
         self._rows: list[tuple[int, Row]] = []
         self._characters = 0
+        self.faulty = 0
+        """Rows that the template can't write."""
+        self.faults: list[RowFault] = []
+        """The first of them."""
 
     def add(self, line: int, row: Row) -> None:
         self._rows.append((line, row))
@@ -411,9 +439,20 @@ class Batcher:
     def flush(self) -> None:
         if not self._rows:
             return
-        for (line, _), tokens in zip(self._rows, self._encoder.encode(self._rows), strict=True):
-            self._spool.add(line, tokens)
+        faults: list[RowFault] = []
+        encoded = self._encoder.encode(self._rows, faults)
+        bad = {fault.line for fault in faults}
+        good = [(line, row) for line, row in self._rows if line not in bad] if bad else self._rows
+        for (line, row), tokens in zip(good, encoded, strict=True):
+            self._spool.add(line, tokens, self._source, self._digest(row))
+        self.faulty += len(faults)
+        self.faults += faults[: LINES_KEPT - len(self.faults)]
         self._rows, self._characters = [], 0
+
+    def _digest(self, row: Row) -> int | None:
+        if self._key is None:
+            return None
+        return int.from_bytes(hashlib.blake2b(canonical(row), digest_size=8, key=self._key).digest(), "little")
 
 
 def characters(row: Row) -> int:

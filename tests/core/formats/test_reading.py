@@ -1,8 +1,6 @@
 """Files as users have them: every container, plain and compressed, whole and broken."""
 
-import csv
 import gzip
-import io
 import json
 import random
 import tracemalloc
@@ -10,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from core.formats import containers, rows
@@ -19,65 +15,13 @@ from core.formats.array import Array
 from core.formats.parse import MAX_LINE_BYTES
 from core.formats.reading import plain, read_file
 from core.formats.report import Code, Report
+from tests.kept import COMPRESSIONS, CONTAINERS, array, parquet, zstd
 
 ASK = {"role": "user", "content": 'Grüße, "you"\nthere'}
 SAY = {"role": "assistant", "content": "hel[lo]\\"}
 CHAT = {"messages": [ASK, SAY]}
 PARTED = {"messages": [ASK, {"role": "assistant", "content": "a", "weight": 0.5}]}
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
-
-Objects = list[dict[str, Any]]
-
-
-def jsonl(objects: Objects) -> bytes:
-    return b"".join(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in objects)
-
-
-def array(objects: Objects) -> bytes:
-    return json.dumps(objects, ensure_ascii=False, indent=2).encode()
-
-
-def line(objects: Objects) -> bytes:
-    return json.dumps(objects).encode()
-
-
-def table(objects: Objects, **how: Any) -> bytes:
-    names = list(dict.fromkeys(name for one in objects for name in one))
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, names, **how)
-    writer.writeheader()
-    for one in objects:
-        writer.writerow({k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in one.items()})
-    return out.getvalue().encode()
-
-
-def parquet(objects: Objects) -> bytes:
-    out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(objects), out)
-    return out.getvalue()
-
-
-def zstd(data: bytes) -> bytes:
-    out = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(out, "zstd") as stream:
-        stream.write(data)
-    return bytes(out.getvalue())
-
-
-CONTAINERS: dict[str, tuple[str, Callable[[Objects], bytes]]] = {
-    "jsonl": ("jsonl", jsonl),
-    "array": ("json", array),
-    "one line": ("json", line),
-    "csv": ("csv", table),
-    "semicolons": ("csv", lambda objects: table(objects, delimiter=";", quoting=csv.QUOTE_ALL)),
-    "excel": ("csv", lambda objects: b"\xef\xbb\xbf" + table(objects, delimiter="\t")),
-    "parquet": ("parquet", parquet),
-}
-COMPRESSIONS: dict[str, tuple[str | None, Callable[[bytes], bytes]]] = {
-    "plain": (None, bytes),
-    "gzip": ("gzip", gzip.compress),
-    "zstd": ("zstd", zstd),
-}
 
 
 @pytest.fixture
@@ -136,6 +80,15 @@ def test_labels_and_tools_survive_a_table(container: str, read: Reads) -> None:
     assert report.ok, report.summary()
     assert isinstance(found[0][1], rows.Chat)
     assert found[0][1].tools == [tool]
+
+
+def test_fields_that_only_other_rows_have_do_not_come_from_parquet(read: Reads) -> None:
+    def tool(name: str) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {name: {"type": "string"}}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    _, found = read(parquet([CHAT | {"tools": [tool(name)]} for name in ("one", "two")]))
+    assert [row.tools for _, row in found if isinstance(row, rows.Chat)] == [[tool("one")], [tool("two")]]
 
 
 def test_a_form_asked_for_holds_for_every_container(read: Reads) -> None:
