@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from core.formats import conversation, excerpt, parse, rows
+from core.formats.containers import BOM
 from core.formats.report import FAULTS_KEPT, Code, Fault, Report
-
-_BOM = b"\xef\xbb\xbf"
 
 
 class Checker:
@@ -33,8 +32,6 @@ class Checker:
         self._given = None if format == "auto" else rows.BY_NAME[format]
         self._reader = self._given
         self._seen = False
-        self._row = b""
-        """What faults are about at the moment."""
 
     def feed(self, chunk: bytes) -> None:
         self.report.bytes += len(chunk)
@@ -73,14 +70,13 @@ class Checker:
         number = self.report.lines
         line = b"".join(self._pieces)
         self._pieces, self._held = [], 0
-        self._row = b""
         if self._skipping:
             self._skipping = False
             self.bad_row(number, [parse.too_long()])
             return
-        if number == 1 and line.startswith(_BOM):
+        if number == 1 and line.startswith(BOM):
             self.bom()
-            line = line[len(_BOM) :]
+            line = line[len(BOM) :]
         if line.isspace() or not line:
             return
         self.row(number, line)
@@ -88,7 +84,6 @@ class Checker:
     def row(self, number: int, line: bytes) -> None:
         """One row as JSON: what a line holds, or a record of another container."""
         self._seen = True
-        self._row = line
         reader, row, problems = rows.read(line, self._given)
         if reader is not None and self._reader is None:
             self._reader = reader
@@ -97,7 +92,7 @@ class Checker:
             message = f"a row of the format {reader.name} in a file of {self._reader.name} rows"
             problems = [parse.Problem("", Code.MIXED_FORMATS, message)]
         if row is None or problems:
-            self.bad_row(number, problems)
+            self.bad_row(number, problems, excerpt.Source(line))
             return
         self.report.rows += 1
         for messages in _conversations(row):
@@ -105,12 +100,12 @@ class Checker:
         if self._on_row is not None:
             self._on_row(number, row)
 
-    def bad_row(self, number: int, problems: parse.Problems) -> None:
-        """A row that can't be used, and why."""
+    def bad_row(self, number: int, problems: parse.Problems, source: excerpt.Source | None = None) -> None:
+        """A row that can't be used, and why; ``source`` is its text, if it has one that says something."""
         self._seen = True
         self.report.bad_rows += 1
         for problem in problems:
-            self.fault(number, *problem)
+            self.fault(number, *problem, source)
 
     def broken(self, line: int, code: Code, message: str) -> None:
         """The file can't be used as a whole, however many bad rows are allowed."""
@@ -120,11 +115,11 @@ class Checker:
     def bom(self) -> None:
         self.fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
 
-    def fault(self, line: int, path: str, code: Code, message: str) -> None:
+    def fault(self, line: int, path: str, code: Code, message: str, source: excerpt.Source | None = None) -> None:
         self.report.fault_count += 1
         if self._on_fault is None and len(self.report.faults) >= FAULTS_KEPT:
             return
-        shown = excerpt.excerpt(self._row, path, message) if line else None
+        shown = None if source is None else source.excerpt(path, message)
         fault = Fault(line=line, path=path, code=code, message=message, excerpt=shown)
         if len(self.report.faults) < FAULTS_KEPT:
             self.report.faults.append(fault)

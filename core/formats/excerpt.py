@@ -1,6 +1,7 @@
 """What is wrong in a line, shown: the value at a fault's path, or the text around where parsing stopped."""
 
 import re
+from functools import cached_property
 
 import orjson
 
@@ -10,21 +11,33 @@ _PART = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 _COLUMN = re.compile(r"(?:at column|byte|before column) (\d+)")
 
 
-def excerpt(line: bytes, path: str, message: str) -> str | None:
-    """Up to 80 characters; None when there is nothing to show."""
-    if not line.strip():
-        return None
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return _around(line, message)
-    for key, index in _PART.findall(path):
-        inner = _step(value, key, index)
-        if inner is None:
-            # The field is missing: what it is missing from says more than nothing.
-            break
-        (value,) = inner
-    return _short(orjson.dumps(value).decode())
+class Source:
+    """A line that faults are about; it is parsed once, however many they are."""
+
+    def __init__(self, line: bytes) -> None:
+        self._line = line
+
+    @cached_property
+    def _parsed(self) -> tuple[object] | None:
+        try:
+            return (orjson.loads(self._line),)
+        except orjson.JSONDecodeError:
+            return None
+
+    def excerpt(self, path: str, message: str) -> str | None:
+        """Up to 80 characters; None when there is nothing to show."""
+        if not self._line.strip():
+            return None
+        if self._parsed is None:
+            return _around(self._line, message)
+        (value,) = self._parsed
+        for key, index in _PART.findall(path):
+            inner = _step(value, key, index)
+            if inner is None:
+                # The field is missing: what it is missing from says more than nothing.
+                break
+            (value,) = inner
+        return _short(orjson.dumps(value).decode())
 
 
 def _step(value: object, key: str, index: str) -> tuple[object] | None:

@@ -233,6 +233,14 @@ def test_nothing_makes_reading_fail(read: Reads) -> None:
             assert report.ok == (not report.faults)
 
 
+@pytest.mark.parametrize(
+    "text", ['[{"text": "first"},,{"text": "x"}]', '[{"text": "first"},{"text": "x"', 'text\nfirst\n"x']
+)
+def test_a_place_without_a_row_shows_no_other_row(text: str, read: Reads) -> None:
+    report, _ = read(text.encode())
+    assert [(fault.line > 1, fault.excerpt) for fault in report.faults] == [(True, None)]
+
+
 def test_progress_goes_to_the_end(read: Reads) -> None:
     for _, write in CONTAINERS.values():
         for _, pack in COMPRESSIONS.values():
