@@ -223,6 +223,10 @@ class Span(_Plain):
     end: int
 
 
+Fate = Literal["kept", "truncated", "dropped", "masked"]
+"""What becomes of a row; ``masked``: nothing in it would be learned, so that it is left out."""
+
+
 class Shown(_Plain):
     """One row as the model sees it."""
 
@@ -234,7 +238,7 @@ class Shown(_Plain):
     """Those that would be trained on or read: what is cut away is not among them."""
     length: int
     """Tokens before anything is cut."""
-    fate: Literal["kept", "truncated", "dropped", "masked"]
+    fate: Fate
 
 
 class Preview(_Plain):

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from core.formats.findings import KEPT, Bin, Lengths, Lines, Seen
+from core.formats.findings import KEPT, Bin, Fate, Lengths, Lines, Seen
 from core.formats.report import Fault
 from core.formats.rows import Chat, Completion, Labelled, Preference, Row
 from core.formats.survey import Findings, quantile
@@ -15,29 +15,25 @@ from worker.prepare import tokenise
 from worker.prepare.folder import Facts
 from worker.prepare.tokenise import Encoder, RowFault, Tokens
 
-_BATCH_ROWS = 256
-_BATCH_CHARACTERS = 2_000_000
 # Bins of a histogram begin at powers of two and halfway between them.
 _EDGES = [0, *(base << power for power in range(3, 30) for base in (2, 3))]
 
 
-class Lens:
+class Lens(tokenise.Batches):
     """``add`` rows, then ``finish``. What names a line goes to ``findings`` as well, as of the file ``of``."""
 
     def __init__(
         self, model: str, encoder: Encoder, facts: Facts, options: JobOptions, findings: Findings, of: str = "data"
     ) -> None:
-        self._encoder, self._facts, self._options = encoder, facts, options
+        super().__init__()
+        self._encoder, self._facts = encoder, facts
         self._findings = findings
         self._about = {"model": model} if of == "data" else {"model": model, "file": of}
-        given = options.max_length
-        self._limit = facts.context_length if given == "auto" else given
-        self._rows: list[tuple[int, Row]] = []
-        self._characters = 0
+        self._limit = limit(options, facts)
         self._lengths: Counter[int] = Counter()
         self._seen = Seen(
             model=model,
-            chat_template="given" if options.chat_template != "base" else facts.template_origin,
+            chat_template=template_origin(options, facts),
             context_length=facts.context_length,
             max_length=self._limit,
             over_length=options.data.over_length,
@@ -54,14 +50,8 @@ class Lens:
             faults=[],
         )
 
-    def add(self, line: int, row: Row) -> None:
-        self._rows.append((line, row))
-        self._characters += tokenise.characters(row)
-        if len(self._rows) == _BATCH_ROWS or self._characters >= _BATCH_CHARACTERS:
-            self._flush()
-
     def finish(self) -> Seen:
-        self._flush()
+        self.flush()
         found = self._encoder.straddling
         self._seen.straddling = Lines(count=found.count, lines=found.lines)
         remarks = self._encoder.remarks.items()
@@ -69,17 +59,20 @@ class Lens:
         self._seen.lengths = _lengths(self._lengths) if self._lengths else None
         return self._seen
 
-    def _flush(self) -> None:
-        rows, self._rows, self._characters = self._rows, [], 0
-        try:
-            self._take(rows)
-        except RowFault:
-            # Row by row, so that every row that the template refuses is named and the others are measured.
-            for row in rows:
-                try:
-                    self._take([row])
-                except RowFault as refused:
-                    self._refuse(refused)
+    def _take(self, rows: list[tuple[int, Row]]) -> None:
+        parts = [(line, parts_of(row)) for line, row in rows]
+        faults: list[RowFault] = []
+        encoded = iter(self._encoder.encode(((line, part) for line, several in parts for part in several), faults))
+        refused: dict[int, list[RowFault]] = {}
+        for fault in faults:
+            refused.setdefault(fault.line, []).append(fault)
+        for line, several in parts:
+            wrong = refused.get(line, [])
+            found = [next(encoded) for _ in range(len(several) - len(wrong))]
+            if wrong:
+                self._refuse(wrong[0])
+            else:
+                self._measure(line, found)
 
     def _refuse(self, refused: RowFault) -> None:
         fault = Fault(line=refused.line, code=refused.code, message=refused.message)
@@ -88,37 +81,33 @@ class Lens:
             self._seen.faults.append(fault)
         self._findings.fault(fault, "template_fault", **self._about)
 
-    def _take(self, rows: list[tuple[int, Row]]) -> None:
-        parts = [(line, parts_of(row)) for line, row in rows]
-        encoded = iter(self._encoder.encode((line, part) for line, several in parts for part in several))
-        for line, several in parts:
-            self._measure(line, [next(encoded) for _ in several])
-
     def _measure(self, line: int, parts: list[Tokens]) -> None:
         """One row, of two parts when it is a pair of answers."""
         seen = self._seen
         length = max(len(part.ids) for part in parts)
         self._lengths[length] += 1
-        if not any(_taught(part)[1:].any() for part in parts):
-            self._name("masked", seen.masked, line)
-        elif length > self._limit and seen.over_length != "truncate":
-            self._name("dropped", seen.dropped, line, tokens=length)
-        else:
-            if length > self._limit:
+        match fate(parts, self._limit, seen.over_length):
+            case "masked":
+                self._name("masked", seen.masked, line)
+                return
+            case "dropped":
+                self._name("dropped", seen.dropped, line, tokens=length)
+                return
+            case "truncated":
                 self._name("truncated", seen.truncated, line, tokens=length)
-            seen.examples += 1
-            for part in parts:
-                self._count(part)
+        seen.examples += 1
+        for part in parts:
+            self._count(part)
 
     def _count(self, part: Tokens) -> None:
-        taught = _taught(part)
-        if len(taught) <= self._limit:
-            self._seen.tokens += len(taught)
-            self._seen.trained_tokens += int(taught.sum())
+        learned = taught(part)
+        if len(learned) <= self._limit:
+            self._seen.tokens += len(learned)
+            self._seen.trained_tokens += int(learned.sum())
             return
-        for start, end in tokenise.cut(taught, self._limit, self._facts.bos_token_id is not None):
+        for start, end in tokenise.cut(learned, self._limit, self._facts.bos_token_id is not None):
             self._seen.tokens += end - start
-            self._seen.trained_tokens += int(taught[start:end].sum())
+            self._seen.trained_tokens += int(learned[start:end].sum())
 
     def _name(self, kind: str, lines: Lines, line: int, **facts: object) -> None:
         lines.add(line)
@@ -138,7 +127,25 @@ def parts_of(row: Row) -> list[Row]:
             return [row]
 
 
-def _taught(part: Tokens) -> NDArray[np.uint8]:
+def limit(options: JobOptions, facts: Facts) -> int:
+    """The most tokens a row may have, before anything is known of the rows."""
+    return facts.context_length if options.max_length == "auto" else options.max_length
+
+
+def template_origin(options: JobOptions, facts: Facts) -> str:
+    return "given" if options.chat_template != "base" else facts.template_origin
+
+
+def fate(parts: list[Tokens], limit: int, over_length: str) -> Fate:
+    """What becomes of a row of these parts."""
+    if not any(taught(part)[1:].any() for part in parts):
+        return "masked"
+    if max(len(part.ids) for part in parts) <= limit:
+        return "kept"
+    return "truncated" if over_length == "truncate" else "dropped"
+
+
+def taught(part: Tokens) -> NDArray[np.uint8]:
     """1 where a token is learned."""
     return ((part.completion > 0) & (part.weight > 0)).astype(np.uint8)
 

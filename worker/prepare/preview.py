@@ -10,9 +10,8 @@ from core.formats.reading import Enough, read_file
 from core.formats.report import Fault
 from core.formats.rows import Preference, Row
 from core.options import JobOptions
-from worker.prepare import tokenise
+from worker.prepare import lens, tokenise
 from worker.prepare.folder import Facts
-from worker.prepare.lens import parts_of
 from worker.prepare.tokenise import Encoder, RowFault
 
 MOST_TOKENS = 100_000
@@ -46,8 +45,7 @@ def preview(path: Path, encoder: Encoder, wanted: Wanted) -> Preview:
         faults.append(fault)
 
     report = read_file(path, on_row, on_fault=on_fault, format=wanted.options.format)
-    given = wanted.options.max_length
-    limit = wanted.facts.context_length if given == "auto" else given
+    limit = lens.limit(wanted.options, wanted.facts)
     shown: list[Shown] = []
     left = MOST_TOKENS
     for line, row in rows:
@@ -55,7 +53,7 @@ def preview(path: Path, encoder: Encoder, wanted: Wanted) -> Preview:
             more = True
             break
         try:
-            parts = zip(_names(row), parts_of(row), strict=True)
+            parts = zip(_names(row), lens.parts_of(row), strict=True)
             found = [_show(encoder, line, name, part, limit, wanted) for name, part in parts]
         except RowFault as refused:
             faults.append(Fault(line=refused.line, code=refused.code, message=refused.message))
@@ -67,7 +65,7 @@ def preview(path: Path, encoder: Encoder, wanted: Wanted) -> Preview:
         format=report.format,
         converted_from=report.converted_from,
         conversion=report.conversion,
-        chat_template="given" if wanted.options.chat_template != "base" else wanted.facts.template_origin,
+        chat_template=lens.template_origin(wanted.options, wanted.facts),
         max_length=limit,
         prompt_loss_weight=wanted.options.prompt_loss_weight,
         rows=shown,
@@ -85,16 +83,10 @@ def _names(row: Row) -> list[Part]:
 
 def _show(encoder: Encoder, line: int, name: Part, row: Row, limit: int, wanted: Wanted) -> Shown:
     found = encoder.explain(line, row)
-    learned = (found.tokens.completion > 0) & (found.tokens.weight > 0)
-    kept = np.ones(len(learned), bool)
-    fate: Literal["kept", "truncated", "dropped", "masked"] = "kept"
-    if not learned[1:].any():
-        fate = "masked"
-    elif len(learned) > limit:
-        fate = "truncated" if wanted.options.data.over_length == "truncate" else "dropped"
+    fate = lens.fate([found.tokens], limit, wanted.options.data.over_length)
+    kept = np.full(len(found.tokens.ids), fate != "truncated")
     if fate == "truncated":
-        kept[:] = False
-        for start, end in tokenise.cut(learned.astype(np.uint8), limit, wanted.facts.bos_token_id is not None):
+        for start, end in tokenise.cut(lens.taught(found.tokens), limit, wanted.facts.bos_token_id is not None):
             kept[start:end] = True
     prompt_weight = wanted.options.prompt_loss_weight
     tokens: list[Token] = []
@@ -116,6 +108,6 @@ def _show(encoder: Encoder, line: int, name: Part, row: Row, limit: int, wanted:
         text=found.text,
         spans=[Span(start=start, end=end) for start, end in found.learned],
         tokens=tokens,
-        length=len(learned),
+        length=len(found.tokens.ids),
         fate=fate,
     )

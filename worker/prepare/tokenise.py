@@ -6,6 +6,7 @@ Knows nothing about torch: ``tokenizers`` and numpy do the work, and rows go thr
 import hashlib
 import json
 import struct
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -111,26 +112,20 @@ class Encoder:
         lines, drawn = [], []
         for line, row in rows:
             try:
-                with limits.row_time():
-                    drawn.append(self._draw(line, row))
-            except templates.TemplateFault as fault:
-                wrong = RowFault(line, fault.code, fault.message)
+                drawn.append(self._draw(line, row))
+            except RowFault as fault:
                 if faults is None:
-                    raise wrong from None
-                faults.append(wrong)
+                    raise
+                faults.append(fault)
                 continue
             lines.append(line)
         # The template has written BOS itself, as in transformers; plain text gets it in `_tokens`.
         encodings = self._tokenizer.encode_batch([one.text for one in drawn], add_special_tokens=False)
         return [self._tokens(*each) for each in zip(lines, drawn, encodings, strict=True)]
 
-    def explain(self, line: int, row: Row) -> "Explained":
+    def explain(self, line: int, row: Row) -> Explained:
         """One row with the text of each token, for people. Raises RowFault."""
-        try:
-            with limits.row_time():
-                drawn = self._draw(line, row)
-        except templates.TemplateFault as fault:
-            raise RowFault(line, fault.code, fault.message) from None
+        drawn = self._draw(line, row)
         encoding = self._tokenizer.encode(drawn.text, add_special_tokens=False)
         tokens = self._tokens(line, drawn, encoding)
         texts = [drawn.text[start:end] for start, end in encoding.offsets]
@@ -142,6 +137,13 @@ class Encoder:
         return Explained(drawn.text, drawn.learned, tokens, named)
 
     def _draw(self, line: int, row: Row) -> _Drawn:
+        try:
+            with limits.row_time():
+                return self._text(line, row)
+        except templates.TemplateFault as fault:
+            raise RowFault(line, fault.code, fault.message) from None
+
+    def _text(self, line: int, row: Row) -> _Drawn:
         match row:
             case Chat():
                 return self._chat(line, row)
@@ -417,18 +419,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Batcher:
-    """Collects rows as the checker finds them and spools them in batches."""
+class Batches(ABC):
+    """Collects rows as the checker finds them, and takes as many together as are worth tokenising at once."""
 
-    def __init__(self, encoder: Encoder, spool: Spool, source: int = 0, digest_key: bytes | None = None) -> None:
-        self._encoder, self._spool = encoder, spool
-        self._source, self._key = source, digest_key
+    def __init__(self) -> None:
         self._rows: list[tuple[int, Row]] = []
         self._characters = 0
-        self.faulty = 0
-        """Rows that the template can't write."""
-        self.faults: list[RowFault] = []
-        """The first of them."""
 
     def add(self, line: int, row: Row) -> None:
         self._rows.append((line, row))
@@ -437,17 +433,35 @@ class Batcher:
             self.flush()
 
     def flush(self) -> None:
-        if not self._rows:
-            return
+        rows, self._rows, self._characters = self._rows, [], 0
+        if rows:
+            self._take(rows)
+
+    @abstractmethod
+    def _take(self, rows: list[tuple[int, Row]]) -> None: ...
+
+
+class Batcher(Batches):
+    """Spools the rows as tokens."""
+
+    def __init__(self, encoder: Encoder, spool: Spool, source: int = 0, digest_key: bytes | None = None) -> None:
+        super().__init__()
+        self._encoder, self._spool = encoder, spool
+        self._source, self._key = source, digest_key
+        self.faulty = 0
+        """Rows that the template can't write."""
+        self.faults: list[RowFault] = []
+        """The first of them."""
+
+    def _take(self, rows: list[tuple[int, Row]]) -> None:
         faults: list[RowFault] = []
-        encoded = self._encoder.encode(self._rows, faults)
+        encoded = self._encoder.encode(rows, faults)
         bad = {fault.line for fault in faults}
-        good = [(line, row) for line, row in self._rows if line not in bad] if bad else self._rows
+        good = [(line, row) for line, row in rows if line not in bad] if bad else rows
         for (line, row), tokens in zip(good, encoded, strict=True):
             self._spool.add(line, tokens, self._source, self._digest(row))
         self.faulty += len(faults)
         self.faults += faults[: LINES_KEPT - len(self.faults)]
-        self._rows, self._characters = [], 0
 
     def _digest(self, row: Row) -> int | None:
         if self._key is None:
