@@ -10,7 +10,6 @@ from cli import output
 from cli.exits import Refused
 
 Json = dict[str, Any]  # Any: JSON
-_LONGEST = 4 * 1024 * 1024
 
 
 def report(path: Path, models: list[Path], validation: Path | None, format: str, findings: Path | None) -> Json:
@@ -38,32 +37,39 @@ def _lenses(models: list[Path], scratch: Path, findings: Any, of: str) -> list[A
     from core.options import JobOptions
     from worker.prepare import local
     from worker.prepare.lens import Lens
-    from worker.prepare.questions import encoder
+    from worker.prepare.tokenise import encoder
 
     found = [local.model(folder, scratch / str(number)) for number, folder in enumerate(models)]
-    return [Lens(one.name, encoder(one, JobOptions()), one.facts, JobOptions(), findings, of) for one in found]
+    return [
+        Lens(one.name, encoder(one.base, one.facts, JobOptions()), one.facts, JobOptions(), findings, of)
+        for one in found
+    ]
 
 
 def preview(path: Path, folder: Path, limit: int) -> Json:
     """As ``POST /v1/fine_tuning/preview`` answers it."""
     with tempfile.TemporaryDirectory(prefix="attune-") as scratch, _said():
         from core.options import JobOptions
-        from worker.prepare import local, questions
+        from worker.prepare import local, tokenise
         from worker.prepare import preview as rows
         from worker.prepare.preview import Wanted
 
         model = local.model(folder, Path(scratch))
         wanted = Wanted(model.name, model.facts, JobOptions(), limit)
-        return rows.preview(path, questions.encoder(model, JobOptions()), wanted).model_dump(mode="json")
+        return rows.preview(path, tokenise.encoder(model.base, model.facts, JobOptions()), wanted).model_dump(
+            mode="json"
+        )
 
 
 def rows(path: Path, limit: int) -> list[Json]:
     """The first rows of a JSONL file, to be sent along instead of uploading it."""
     import orjson
 
+    from core.formats.parse import MAX_LINE_BYTES
+
     found: list[Json] = []
     with path.open("rb") as file:
-        while len(found) < limit and (line := file.readline(_LONGEST)):
+        while len(found) < limit and (line := file.readline(MAX_LINE_BYTES)):
             if not line.strip():
                 continue
             try:

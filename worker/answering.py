@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from sqlalchemy.orm import Session
 
-from core import clock, options
+from core import options
 from core.config import MIB
 from core.db.session import transaction
 from core.db.tables import Answer, File, WorkItem
@@ -15,12 +15,12 @@ from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
 from core.services import base_models, replies
-from core.states import AnswerKind, ItemStatus
+from core.states import AnswerKind
 from core.storage import store as layout
 from core.wiring import Parts
 from worker import stage
 from worker.cache import ModelCache
-from worker.prepare.folder import ANSWER, Facts, Model, PreviewFile, Spec, SurveyFile, ValidateFile
+from worker.prepare.folder import ANSWER, Model, PreviewFile, Spec, SurveyFile, ValidateFile
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -62,11 +62,7 @@ def stage_question(parts: Parts, cache: ModelCache, item: WorkItem, folder: Path
 def _model(parts: Parts, cache: ModelCache, id: str) -> Model:
     with transaction(parts.sessions) as session:
         base = base_models.by_id(session, id)
-    assert base.facts is not None
-    assert base.files is not None
-    assert base.content_sha256 is not None
-    folder = cache.fetch(base.content_sha256, base.files["files"], weights=False)
-    return Model(name=base.name, base=folder, facts=Facts.model_validate(base.facts))
+    return stage.reader_of(cache, base)
 
 
 def _file(parts: Parts, id: str, path: Path, param: str) -> Path:
@@ -136,6 +132,4 @@ def _store(parts: Parts, id: str, folder: Path, answer: Json) -> dict[str, str]:
 
 def _settle(session: Session, item: WorkItem, answer: Json, objects: dict[str, str]) -> None:
     replies.settle(session, item.subject_id, None if replies.RESULT in objects else answer, objects)
-    item.status = ItemStatus.DONE
-    item.finished_at = clock.now()
-    claims.release(item)
+    claims.done(item)

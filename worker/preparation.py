@@ -7,7 +7,7 @@ import orjson
 import structlog
 from sqlalchemy.orm import Session
 
-from core import clock, options
+from core import options
 from core.config import Settings
 from core.db.session import transaction
 from core.db.tables import BaseModel, File, Job, WorkItem
@@ -48,17 +48,15 @@ def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: P
             return False
     for name in named:
         _usable(found[name.param], name, job, chosen, parts.settings)
-    assert base.facts is not None
-    assert base.files is not None
-    assert base.content_sha256 is not None
     paths = {
         param: stage.download(parts.store, file.storage_key, file.sha256, folder / f"{n}.data")
         for n, (param, file) in enumerate(found.items())
     }
     mixed = chosen.data.mix or []
+    model = stage.reader_of(cache, base)
     spec = PrepareJob(
-        base=cache.fetch(base.content_sha256, base.files["files"], weights=False),
-        facts=Facts.model_validate(base.facts),
+        base=model.base,
+        facts=model.facts,
         train=paths["training_file"],
         valid=paths.get("validation_file"),
         mix=[
@@ -193,9 +191,7 @@ def finish_item(
             files.settle(session.get_one(File, row.subject_id), result.report)
         if result.facts is not None:
             base_models.registered(session.get_one(BaseModel, row.subject_id), result.facts.model_dump(mode="json"))
-        row.status = ItemStatus.DONE
-        row.finished_at = clock.now()
-        claims.release(row)
+        claims.done(row)
     if result.report is not None:
         # Jobs may wait for this file.
         parts.doorbell.ring("prepare")

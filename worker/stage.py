@@ -7,13 +7,14 @@ from typing import Any
 import orjson
 import structlog
 
-from core.db.tables import Checkpoint, Job
+from core.db.tables import BaseModel, Checkpoint, Job
 from core.errors import JobError, NotFound
 from core.options import Resolved
 from core.storage.store import Store
-from worker.cache import file_sha256
+from worker.cache import ModelCache, file_sha256
 from worker.folder import BaseSpec, Manifest, TrainSpec
 from worker.prepare import resolve
+from worker.prepare.folder import Facts, Model
 
 log = structlog.get_logger()
 
@@ -31,6 +32,15 @@ def download(store: Store, key: str, sha256: str, path: Path) -> Path:
     if file_sha256(path) != sha256:
         raise JobError(f"{path.name} arrived damaged from the object store.", code="storage_error")
     return path
+
+
+def reader_of(cache: ModelCache, base: BaseModel) -> Model:
+    """A base model that is ready, as prepare needs it to read rows: its folder without the weights."""
+    assert base.facts is not None
+    assert base.files is not None
+    assert base.content_sha256 is not None
+    folder = cache.fetch(base.content_sha256, base.files["files"], weights=False)
+    return Model(name=base.name, base=folder, facts=Facts.model_validate(base.facts))
 
 
 def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | None, threads: int) -> TrainSpec:

@@ -121,6 +121,13 @@ def release(row: Job | WorkItem) -> None:
     row.worker_id = None
 
 
+def done(item: WorkItem) -> None:
+    """The item's work is finished. The caller holds its lock."""
+    item.status = ItemStatus.DONE
+    item.finished_at = clock.now()
+    release(item)
+
+
 def back_off(row: Job | WorkItem, settings: Settings) -> float:
     """Count a loss and keep the row from being claimed for a while; returns the pause in seconds."""
     row.losses += 1

@@ -48,7 +48,7 @@ def plan(session: Session, upload_id: str) -> Plan:
 def settle(session: Session, item: WorkItem, joined: Joined) -> bool:
     """The file has its bytes; False when it was deleted meanwhile, and the object must go."""
     file = _file(session, item)
-    _done(item)
+    claims.done(item)
     if file.deleted_at is not None:
         return False
     file.storage_key, file.sha256 = joined.key, joined.sha256
@@ -61,7 +61,7 @@ def settle(session: Session, item: WorkItem, joined: Joined) -> bool:
 def refuse(session: Session, item: WorkItem, message: str) -> None:
     """The parts can't become the file; say why."""
     files.unreadable(_file(session, item), message)
-    _done(item)
+    claims.done(item)
 
 
 def failed(session: Session, item: WorkItem, message: str) -> None:
@@ -127,9 +127,3 @@ def forget_tries(store: Store, file_id: str, last: int) -> None:
 def _file(session: Session, item: WorkItem) -> File:
     upload = session.get_one(Upload, item.subject_id)
     return session.get_one(File, upload.file_id, with_for_update={"key_share": True})
-
-
-def _done(item: WorkItem) -> None:
-    item.status = ItemStatus.DONE
-    item.finished_at = clock.now()
-    claims.release(item)

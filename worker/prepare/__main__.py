@@ -18,7 +18,6 @@ from core.errors import JobError
 from core.formats.containers import weight
 from core.formats.reading import read_file
 from core.formats.report import FAULTS_KEPT, REMARKS, Fault, Format, Report
-from core.formats.templates import TemplateFault
 from worker.folder import EXIT_USER_ERROR, Event
 from worker.prepare import limits, questions, resolve, shares, tokenise
 from worker.prepare.folder import (
@@ -140,10 +139,7 @@ def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
     paths = (spec.train, spec.valid, *(mixed.path for mixed in spec.mix))
     repeats = 1 + sum(mixed.weight for mixed in spec.mix)
     limits.apply(int(repeats * sum(weight(path) for path in paths if path is not None)))
-    template = spec.options.chat_template
-    if template == "base":
-        template = (spec.base / "chat_template.jinja").read_text("utf-8")
-    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    (folder / "chat_template.jinja").write_text(tokenise.template_text(spec.base, spec.options), "utf-8")
     # The API has refused these already; a folder written by hand gets the same answer.
     faults = options.unsupported(spec.options) + options.conflicts(spec.options, spec.hyperparameters)
     if faults:
@@ -153,10 +149,7 @@ def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
         message = f"ext.max_length: {given} is more than the model's context, {spec.facts.context_length}"
         raise _refuse("invalid_value", message, "ext.max_length")
     events.phase("preparing", 0, "reading the tokenizer")
-    try:
-        encoder = tokenise.Encoder(spec.base, spec.facts, template, spec.options.train_on)
-    except TemplateFault as fault:
-        raise _refuse("invalid_chat_template", fault.message, "ext.chat_template") from None
+    encoder = tokenise.encoder(spec.base, spec.facts, spec.options)
     notes: list[Note] = []
     with tokenise.Spool(folder, "train") as train, tokenise.Spool(folder, "valid") as valid:
         form = _tokenise(spec, spec.train, "training_file", encoder, train, events, notes)

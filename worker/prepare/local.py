@@ -7,9 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from core.errors import JobError
-from core.formats import families
+from worker.prepare import register
 from worker.prepare.folder import Facts, Model
-from worker.prepare.register import special_tokens
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -23,31 +22,16 @@ def model(folder: Path, scratch: Path) -> Model:
     base = scratch / folder.resolve().name
     base.mkdir(parents=True)
     (base / "tokenizer.json").symlink_to(source.resolve())
-    special = special_tokens(tokenizer_config)
-    kind = str(config.get("model_type", ""))
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    text, origin = _template(folder, tokenizer, tokenizer_config, kind)
+    special = register.special_tokens(tokenizer_config)
+    own = register.own_template(folder, tokenizer_config)
+    text, origin = (own, "model") if isinstance(own, str) else register.family_template(base, config)
     (base / "chat_template.jinja").write_text(text, "utf-8")
-    return Model(name=folder.resolve().name, base=base, facts=_facts(base, tokenizer, config, special, kind, origin))
+    return Model(name=folder.resolve().name, base=base, facts=_facts(base, config, special, origin))
 
 
-def _template(folder: Path, tokenizer: Tokenizer, tokenizer_config: Json, kind: str) -> tuple[str, str]:
-    """Its text and where it is from."""
-    own = tokenizer_config.get("chat_template")
-    if isinstance(own, list):
-        named = {item["name"]: item["template"] for item in own}
-        own = named.get("default", next(iter(named.values()), None))
-    if (folder / "chat_template.jinja").is_file():
-        own = (folder / "chat_template.jinja").read_text("utf-8")
-    if isinstance(own, str):
-        return own, "model"
-    name = families.choose(kind, lambda token: tokenizer.token_to_id(token) is not None)
-    return families.text(name), f"default:{name}"
-
-
-def _facts(base: Path, tokenizer: Tokenizer, config: Json, special: dict[str, str], kind: str, origin: str) -> Facts:
-    # Models of several modalities keep the language model's numbers in a section of their own.
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+def _facts(base: Path, config: Json, special: dict[str, str], origin: str) -> Facts:
+    text, kind = register.language_part(config), str(config.get("model_type", ""))
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     bos = special.get("bos_token")
     return Facts(
         architecture=(config.get("architectures") or [kind])[0],

@@ -4,16 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.errors import JobError
 from core.formats.findings import Preview, Survey, Verdict
 from core.formats.judge import Terms, judge
 from core.formats.survey import Asked, Findings, survey
-from core.formats.templates import TemplateFault
 from core.options import JobOptions
-from worker.prepare import preview, tokenise
+from worker.prepare import preview
 from worker.prepare.folder import ANSWER, Model, PreviewFile, Question, SurveyFile, ValidateFile
 from worker.prepare.lens import Lens
 from worker.prepare.preview import Wanted
+from worker.prepare.tokenise import encoder
 
 Progress = Callable[[float], None]
 
@@ -29,7 +28,7 @@ def answer(spec: Question, folder: Path, progress: Progress) -> dict[str, Any]:
         case PreviewFile():
             model = spec.model
             wanted = Wanted(model.name, model.facts, spec.options, spec.limit)
-            found = preview.preview(spec.data, encoder(model, spec.options), wanted)
+            found = preview.preview(spec.data, encoder(model.base, model.facts, spec.options), wanted)
     return found.model_dump(mode="json")
 
 
@@ -43,20 +42,13 @@ def surveyed(
     findings = Findings(place)
 
     def lenses(of: str) -> list[Lens]:
-        return [Lens(model.name, encoder(model, options), model.facts, options, findings, of) for model in models]
+        return [
+            Lens(model.name, encoder(model.base, model.facts, options), model.facts, options, findings, of)
+            for model in models
+        ]
 
     others = lenses("validation") if validation is not None else []
     try:
         return survey(Asked(data, validation, lenses("data"), others, options.format), findings, scratch, progress)
     finally:
         findings.close()
-
-
-def encoder(model: Model, options: JobOptions) -> tokenise.Encoder:
-    template = options.chat_template
-    if template == "base":
-        template = (model.base / "chat_template.jinja").read_text("utf-8")
-    try:
-        return tokenise.Encoder(model.base, model.facts, template, options.train_on)
-    except TemplateFault as fault:
-        raise JobError(fault.message, code="invalid_chat_template", param="ext.chat_template") from None

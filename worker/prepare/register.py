@@ -172,6 +172,31 @@ def _convert(
     return _facts(made, config, special, adds_bos, origin, eos, license or _LICENSES.get(declared or "", declared))
 
 
+def own_template(folder: Path, tokenizer_config: Json) -> Any:  # Any: a string where the model is sound
+    """The model's own chat template: a file of its own, else what the tokenizer's configuration names."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {item["name"]: item["template"] for item in template}
+        template = named.get("default", next(iter(named.values()), None))
+    return template
+
+
+def family_template(folder: Path, config: Json) -> tuple[str, str]:
+    """Text and origin of the template that a model without one of its own gets."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    name = families.choose(str(config.get("model_type", "")), lambda token: tokenizer.token_to_id(token) is not None)
+    return families.text(name), f"default:{name}"
+
+
+def language_part(config: Json) -> Json:
+    """Models of several modalities keep the language model's numbers in a section of their own."""
+    return config["text_config"] if isinstance(config.get("text_config"), dict) else config
+
+
 def _normalise(folder: Path) -> str | None:
     """Makes tokenizer.json what AutoTokenizer would use and takes out all that could run code. Answers the model's
     own chat template."""
@@ -181,12 +206,8 @@ def _normalise(folder: Path) -> str | None:
         raise JobError(message, code="invalid_model", param="source")
     _forget_code(folder / "config.json", config)
     tokenizer_config = _json(folder / "tokenizer_config.json")
-    template = tokenizer_config.pop("chat_template", None)
-    if isinstance(template, list):
-        named = {item["name"]: item["template"] for item in template}
-        template = named.get("default", next(iter(named.values()), None))
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text("utf-8")
+    template = own_template(folder, tokenizer_config)
+    tokenizer_config.pop("chat_template", None)
     _forget_code(folder / "tokenizer_config.json", tokenizer_config)
     from transformers import AutoTokenizer
 
@@ -257,13 +278,7 @@ def _template(folder: Path, config: Json, own: str | None, given: str | None) ->
     elif own:
         text, origin = own, "model"
     else:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        name = families.choose(
-            str(config.get("model_type", "")), lambda token: tokenizer.token_to_id(token) is not None
-        )
-        text, origin = families.text(name), f"default:{name}"
+        text, origin = family_template(folder, config)
     if len(text) > _TEMPLATE_CHARACTERS:
         message = f"the chat template has {len(text):,} characters; {_TEMPLATE_CHARACTERS:,} are the most"
         raise JobError(message, code="invalid_chat_template", param="chat_template")
@@ -308,8 +323,7 @@ def _facts(
 ) -> Facts:
     from tokenizers import Tokenizer
 
-    # Models of several modalities keep the language model's numbers in a section of their own.
-    text: Json = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    text = language_part(config)
     parameters, dtype = _weigh(sorted(folder.glob("*.safetensors")))
     bos = special.get("bos_token")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from core.errors import JobError
 from core.formats import templates
 from core.formats.conversation import Message
 from core.formats.report import Code
 from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text, canonical
+from core.options import JobOptions
 from worker.prepare import limits
 from worker.prepare.folder import Counts, Facts, Named
 
@@ -204,6 +206,19 @@ class Encoder:
         if self._eos is not None and (not len(ids) or ids[-1] != self._eos):
             ids, weight, completion = _add(ids, weight, completion, len(ids), self._eos, 1)
         return Tokens(ids, weight, completion)
+
+
+def template_text(base: Path, options: JobOptions) -> str:
+    given = options.chat_template
+    return (base / "chat_template.jinja").read_text("utf-8") if given == "base" else given
+
+
+def encoder(base: Path, facts: Facts, options: JobOptions) -> Encoder:
+    """As a job with these options has it; raises JobError for a template that can't be used."""
+    try:
+        return Encoder(base, facts, template_text(base, options), options.train_on)
+    except templates.TemplateFault as fault:
+        raise JobError(fault.message, code="invalid_chat_template", param="ext.chat_template") from None
 
 
 def _weighs(message: Message) -> bool:
