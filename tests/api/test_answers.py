@@ -21,21 +21,8 @@ from tests.api.test_live import served
 from tests.conftest import Account, Accounts, chat_rows
 from worker import reconciler
 from worker.runner import Runner
-from worker.slot import Slot
 
-
-@pytest.fixture(autouse=True)
-def _no_wait(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that nobody works for come back at once."""
-    monkeypatch.setattr(parts.settings, "answer_wait_seconds", 0)
-
-
-@pytest.fixture
-def runner(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    own = Slot(0, "prepare", parts.settings)
-    yield Runner(parts, own, "worker_here", threading.Event())
-    own.done()
+pytestmark = pytest.mark.usefixtures("no_wait")
 
 
 def ask(account: Account, file_id: str) -> httpx.Response:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,16 @@ from core.storage import store as layout
 from core.wiring import Parts
 from tests.api.test_jobs import create, upload
 from tests.conftest import Account, chat_rows
-from tests.worker.prepare.conftest import TOKENS, tiny_tokenizer
+from tests.worker.prepare.conftest import tiny_facts, tiny_tokenizer
 from worker import answering
-from worker.prepare.folder import Facts
 from worker.runner import Runner
-from worker.slot import Slot
 
 MODEL = "attune-tiny"
 TEMPLATE = families.text("gemma3")
 CONTEXT = 120
 
 
-@pytest.fixture(autouse=True)
-def _no_wait(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts.settings, "answer_wait_seconds", 0)
-
-
-@pytest.fixture
-def runner(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    own = Slot(0, "prepare", parts.settings)
-    yield Runner(parts, own, "worker_here", threading.Event())
-    own.done()
+pytestmark = pytest.mark.usefixtures("no_wait")
 
 
 @pytest.fixture(autouse=True)
@@ -52,27 +39,7 @@ def model(parts: Parts, tmp_path: Path) -> str:
     for path, content in contents.items():
         parts.store.put(layout.base_model(whole, path), content)
         entries.append({"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-    facts = Facts(
-        architecture="Gemma3ForCausalLM",
-        model_type="gemma3_text",
-        parameters=1000,
-        hidden_size=640,
-        layers=2,
-        vocab_size=320,
-        context_length=CONTEXT,
-        dtype="float32",
-        bos_token_id=1,
-        eos_token_ids=[2, 4],
-        special_tokens=TOKENS,
-        adds_bos=True,
-        template_origin="default:gemma3",
-        chat_template=TEMPLATE,
-        license=None,
-        converter="test",
-        files=[],
-        bytes=0,
-        sha256=whole,
-    )
+    facts = tiny_facts().model_copy(update={"context_length": CONTEXT, "sha256": whole})
     row = BaseModel(
         id="base_tiny",
         name=MODEL,

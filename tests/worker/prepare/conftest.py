@@ -39,8 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def facts() -> Facts:
+def tiny_facts() -> Facts:
     return Facts(
         architecture="Gemma3ForCausalLM",
         model_type="gemma3_text",
@@ -62,3 +61,8 @@ def facts() -> Facts:
         bytes=0,
         sha256="0" * 64,
     )
+
+
+@pytest.fixture(scope="session")
+def facts() -> Facts:
+    return tiny_facts()
