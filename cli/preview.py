@@ -14,6 +14,8 @@ _OPEN, _CLOSE = "⟦", "⟧"
 
 
 def show(preview: Json, *, tokens: bool) -> None:
+    from core.formats.report import Fault
+
     form = preview["format"] or "unknown"
     output.line(f"{preview['model']}, chat template: {preview['chat_template']}, rows: {form}")
     if preview["conversion"]:
@@ -22,8 +24,7 @@ def show(preview: Json, *, tokens: bool) -> None:
     trained = Text("trained on", style=_TRAINED) if colour else Text(f"{_OPEN}trained on{_CLOSE}")
     output.stdout.print(Text.assemble(trained, f", the rest weighs {preview['prompt_loss_weight']}"))
     for fault in preview["faults"]:
-        path = f"{fault['path']}: " if fault["path"] else ""
-        output.line(f"\nline {fault['line']}: {path}{fault['message']}")
+        output.line(f"\n{Fault.model_validate(fault)}")
     for row in preview["rows"]:
         output.line("")
         output.line(_heading(row))

@@ -48,15 +48,14 @@ def _faults(what: str, part: Json) -> Iterator[str]:
         if what == "faults":
             yield "  no faults"
         return
+    from core.formats.report import Fault
+
     yield ""
     yield f"{_n(count)} {what}:"
-    for fault in listed:
-        where = "".join(
-            (f"line {fault['line']}: " if fault["line"] else "", f"{fault['path']}: " if fault["path"] else "")
-        )
-        yield f"  {where}{fault['message']}  [{fault['code']}]"
-        if fault.get("excerpt"):
-            yield f"      {fault['excerpt']}"
+    for fault in map(Fault.model_validate, listed):
+        yield f"  {fault}  [{fault.code}]"
+        if fault.excerpt:
+            yield f"      {fault.excerpt}"
     if count > len(listed):
         yield f"  … and {_n(count - len(listed))} more, in the list of findings"
 

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     min_examples: int = 10
     presigned_url_seconds: int = Field(900, gt=0, le=3600)
 
-    # Questions about data: reports, previews, estimates.
+    # Questions about data: reports, verdicts, previews.
     answer_wait_seconds: float = Field(10, ge=0, le=60)
     """How long a request waits for its answer before it is told to come again."""
     answer_days: float = Field(7, gt=0)

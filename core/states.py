@@ -125,4 +125,3 @@ class AnswerKind(StrEnum):
     REPORT = "report"
     VALIDATE = "validate"
     PREVIEW = "preview"
-    ESTIMATE = "estimate"

@@ -14,7 +14,7 @@ from core.errors import JobError, LostAuthority, NotFound
 from core.formats.reading import Passing
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import files, joins
+from core.services import data, joins
 from core.services.joins import Joined, Plan
 from core.storage import store as layout
 from core.storage.store import Store
@@ -37,7 +37,7 @@ class _Pass:
         self.sha256 = hashlib.sha256()
         self.md5 = hashlib.md5(usedforsecurity=False)
         self.check = Passing()
-        if plan.file.purpose != files.TRAINABLE:
+        if plan.file.purpose != data.TRAINABLE:
             self.check.forget()
 
     def feed(self, piece: bytes) -> None:

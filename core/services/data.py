@@ -16,6 +16,9 @@ from core.formats.report import Format, Report
 from core.options import JobOptions
 from core.states import TERMINAL, FileStatus
 
+TRAINABLE = "fine-tune"
+"""The purpose of files that hold rows."""
+
 
 class Named(NamedTuple):
     """A file, and where the job's body names it."""
@@ -57,16 +60,20 @@ def require(session: Session, tenant: Tenant, file: Named, method: str, chosen: 
     row = session.scalar(tenancy.owned(File, tenant).where(File.id == file.file_id).with_for_update(read=True))
     if row is None:
         raise BadRequest(f"{file.param}: there is no file {file.file_id!r}.", param=file.param, code=file.code)
-    if row.purpose != "fine-tune":
-        raise BadRequest(
-            f'{file.param}: the file {row.id!r} was uploaded with the purpose "{row.purpose}", not "fine-tune".',
-            param=file.param,
-            code=file.code,
-        )
+    check_purpose(row, file.param, file.code)
     fault = unfit(row, file, method, chosen, settings)
     if fault is not None:
         raise fault
     return row
+
+
+def check_purpose(row: File, param: str, code: str | None = None) -> None:
+    if row.purpose != TRAINABLE:
+        raise BadRequest(
+            f'{param}: the file {row.id!r} was uploaded with the purpose "{row.purpose}", not "{TRAINABLE}".',
+            param=param,
+            code=code,
+        )
 
 
 def unfit(row: File, file: Named, method: str, chosen: JobOptions, settings: Settings) -> BadRequest | None:

@@ -19,8 +19,6 @@ from core.storage import store as layout
 from core.storage.store import Store
 from core.storage.writer import Writer
 
-TRAINABLE = "fine-tune"
-
 
 class Incoming:
     """A file on its way in: hashed, stored and checked in one pass, in memory for one part. Blocks on the store."""
@@ -71,7 +69,7 @@ class Incoming:
 
 def conclude(row: File, report: Report | None) -> WorkItem | None:
     """The bytes are in the store: settle the file, or give the work item that does it if the check is still due."""
-    if row.purpose != TRAINABLE:
+    if row.purpose != data.TRAINABLE:
         row.status = FileStatus.PROCESSED
     elif report is not None:
         settle(row, report)

@@ -13,6 +13,7 @@ from core.schemas.jobs import JobCreate
 from core.schemas.reports import FileValidate, PreviewCreate
 from core.services import base_models, files, jobs
 from core.services.answers import Question
+from core.services.data import check_purpose
 from core.states import AnswerKind
 
 MODELS_AT_ONCE = 4
@@ -21,7 +22,7 @@ MODELS_AT_ONCE = 4
 
 def report(session: Session, tenant: Tenant, file_id: str, models: list[str], validation_file: str | None) -> Question:
     data = files.readable(session, tenant, file_id)
-    _check_purpose(data, "file_id")
+    check_purpose(data, "file_id")
     validation = _other(session, tenant, validation_file, "validation_file")
     bases = _bases(session, models)
     inputs = {"data": data.sha256, "validation": validation.sha256 if validation else None, "models": _contents(bases)}
@@ -30,7 +31,7 @@ def report(session: Session, tenant: Tenant, file_id: str, models: list[str], va
 
 def validate(session: Session, tenant: Tenant, file_id: str, wanted: FileValidate, settings: Settings) -> Question:
     data = files.readable(session, tenant, file_id)
-    _check_purpose(data, "file_id")
+    check_purpose(data, "file_id")
     understood = jobs.understood(JobCreate(training_file=file_id, **wanted.model_dump(exclude_none=True)))
     validation = _other(session, tenant, wanted.validation_file, "validation_file")
     bases = _bases(session, [wanted.model])
@@ -74,16 +75,8 @@ def _other(session: Session, tenant: Tenant, id: str | None, param: str) -> File
         raise BadRequest(f"{param}: there is no file {id!r}.", param=param, code=f"invalid_{param}") from None
     except Conflict as error:
         raise Conflict(error.message, code=error.error_code, param=param) from None
-    _check_purpose(row, param)
+    check_purpose(row, param)
     return row
-
-
-def _check_purpose(row: File, param: str) -> None:
-    if row.purpose != files.TRAINABLE:
-        raise BadRequest(
-            f'{param}: the file {row.id!r} was uploaded with the purpose "{row.purpose}", not "{files.TRAINABLE}".',
-            param=param,
-        )
 
 
 def _bases(session: Session, names: list[str]) -> list[BaseModel]:

@@ -171,7 +171,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("kind IN ('report', 'validate', 'preview', 'estimate')", name=op.f("ck_answers_kind")),
+        sa.CheckConstraint("kind IN ('report', 'validate', 'preview')", name=op.f("ck_answers_kind")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_answers_project_id_projects")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_answers")),
     )
