@@ -336,8 +336,11 @@ def test_a_revoked_key_gets_no_further_events(
             until_connected(account, app, job_id, 2)
             with transaction(parts.sessions) as session:
                 keys.revoke(session, account.tenant, second.id)
-            # It ends by itself, although the job goes on.
+            # It ends by itself, although the job goes on; one that doesn't would wait here until the job ends.
+            late = threading.Timer(10, append, (parts, account, job_id, "late"), {"end": True})
+            late.start()
             assert list(numbers(revoked.iter_lines())) == [1, 2]
+            late.cancel()
         append(parts, account, job_id, "more", end=True)
         assert len(list(numbers(kept.iter_lines()))) > 3
 
