@@ -98,19 +98,20 @@ def known(parts: Parts, item: WorkItem, claim: Claim) -> bool:
 def finish_estimate(parts: Parts, claim: Claim, folder: Path, prepared: Prepared) -> None:
     # Rows that are others tomorrow are not kept for a job that is made then.
     files = {} if prepared.dated else tokens.upload(parts, claim, folder)
-    kept = files
-    with fenced(parts.sessions, WorkItem, claim.id, claim.generation) as (session, item):
-        row = replies.question(session, item.subject_id)
-        if row is None:
-            raise LostAuthority(f"{item.subject_id}: nobody asks for it any more")
-        wanted = tokens.of_question(row)
-        if files:
-            kept = tokens.keep(
-                session, tokens.key(session, wanted, parts.settings), wanted, None, prepared, files
-            ).files
-        _settle(session, item, prepared.model_dump(mode="json"), {})
-    if kept != files:
-        parts.store.delete(*(entry["key"] for entry in files.values()))
+    kept: Json = {}
+    try:
+        with fenced(parts.sessions, WorkItem, claim.id, claim.generation) as (session, item):
+            row = replies.question(session, item.subject_id)
+            if row is None:
+                raise LostAuthority(f"{item.subject_id}: nobody asks for it any more")
+            wanted = tokens.of_question(row)
+            if files:
+                id = tokens.key(session, wanted, parts.settings)
+                kept = tokens.keep(session, id, wanted, None, prepared, files).files
+            _settle(session, item, prepared.model_dump(mode="json"), {})
+    finally:
+        if kept != files:
+            parts.store.delete(*(entry["key"] for entry in files.values()))
 
 
 def _model(parts: Parts, cache: ModelCache, id: str) -> Model:
