@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from core import clock
 from core.db.session import transaction
-from core.db.tables import BaseModel, File, Job, TokenSet
+from core.db.tables import BaseModel, Event, File, Job, TokenSet
 from core.services import token_sets
 from core.states import Phase, Status
 from core.storage import store as layout
@@ -118,11 +118,15 @@ def test_a_second_job_on_the_same_data_needs_no_child(parts: Parts, make: Make, 
         {"options": {"max_length": 200}},
         {"options": {"train_on": "all"}},
         {"options": {"data": {"over_length": "truncate"}}},
+        {"options": {"data": {"max_invalid_fraction": 0.1}}},
+        {"options": {"data": {"validation_fraction": 0.2}}},
+        {"options": {"data": {"mix": [{"file_id": "file-1", "weight": 0.5}]}}},
+        {"options": {"format": "chat"}},
         {"options": {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}},
         {"validation_file": "file-1"},
         {"project_id": "proj_other"},
     ],
-    ids=lambda other: "-".join(other),
+    ids=str,
 )
 def test_other_data_templates_and_limits_are_another_set(
     parts: Parts, make: Make, other: dict[str, Any], accounts: Any
@@ -133,6 +137,52 @@ def test_other_data_templates_and_limits_are_another_set(
         first, same, changed = (_key(parts, session, id) for id in ids)
     assert first == same
     assert first != changed
+
+
+@pytest.mark.parametrize(
+    "drawn", [{"validation_fraction": 0.2}, {"mix": [{"file_id": "file-1", "weight": 0.5}]}], ids=str
+)
+def test_rows_that_are_drawn_are_those_of_this_seed_these_weights_and_these_files(
+    parts: Parts, make: Make, drawn: dict[str, Any]
+) -> None:
+    make()
+    ids = [make(options={"data": drawn}, file_id="file-1", seed=seed) for seed in (1, 1, 2)]
+    weighed = {"mix": [{"file_id": "file-1", "weight": 0.75}]}
+    ids.append(make(options={"data": weighed}, file_id="file-1", seed=1))
+    with transaction(parts.sessions) as session:
+        first, same, *others = (_key(parts, session, id) for id in ids)
+        assert first == same
+        # The same name for other bytes.
+        session.get_one(File, "file-1").sha256 = "0" * 64
+        others.append(_key(parts, session, ids[0]))
+        session.rollback()
+    assert len({first, *others}) == 4
+
+
+def test_a_template_that_writes_the_date_is_not_shared(parts: Parts, make: Make, prepare: Runner) -> None:
+    dated = "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    jobs = [make(options={"chat_template": dated}, seed=1) for _ in range(2)]
+    for _ in jobs:
+        assert prepare.work_once()
+    keys = [files(parts, id)["train.safetensors"]["key"] for id in jobs]
+    assert keys[0] != keys[1]
+    assert len(sets(parts)) == 2
+
+
+def test_what_was_said_of_the_data_is_said_again_to_the_next_job(parts: Parts, make: Make, prepare: Runner) -> None:
+    options = {"data": {"max_invalid_fraction": 0.5, "validation_fraction": 0.3}, "lora": {"rank": 2}}
+    for _ in range(2):
+        make(ROWS + b'{"messages": []}\n', options=options, seed=7)
+        assert prepare.work_once()
+    said = []
+    with transaction(parts.sessions) as session:
+        for n in (1, 2):
+            rows = session.scalars(select(Event).where(Event.job_id == f"ftjob-{n}").order_by(Event.number))
+            said.append([row.message for row in rows])
+    assert any("left out" in message for message in said[0])
+    assert any("held out for validation" in message for message in said[0])
+    again = [message for message in said[1] if not message.startswith("The data were tokenised before")]
+    assert again == said[0]
 
 
 def test_another_tokenizer_or_version_of_the_code_is_another_set(
