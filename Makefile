@@ -14,7 +14,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof fuzz bench-api lock clean
+.PHONY: help venv demo up test check proof fuzz bench-api bench-estimate bench-prepare lock clean
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -45,6 +45,12 @@ proof: venv ## Run every test, however long
 
 bench-api: venv ## Measure the API under load (CHECK=1: status 1 when a figure is missed)
 	@$(PY) -m bench.api
+
+bench-prepare: venv ## Measure how soon a job is queued, the first on some data and the next
+	@$(PY) -m bench.prepare
+
+bench-estimate: venv ## Real runs beside what the estimator says of them (ARGS="--seed 7 --runs 4")
+	@$(PY) -m bench.estimate $(ARGS)
 
 fuzz: venv ## Send FUZZ_CASES (50,000) generated requests to the API; FUZZ_SEED repeats an earlier run
 	@FUZZ_CASES="$${FUZZ_CASES:-50000}" FUZZ_SEED="$${FUZZ_SEED:-$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}" \

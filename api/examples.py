@@ -247,6 +247,61 @@ OBJECTS: dict[str, Json] = {
         "faults": [],
         "more": True,
     },
+    "Estimate": {
+        "object": "fine_tuning.estimate",
+        "model": "gemma-3-270m",
+        "feasible": False,
+        "reason": {
+            "code": "not_enough_memory",
+            "message": "It takes 9.3 GB, and a slot of the largest worker has 7.2 GB.",
+        },
+        "choices": [
+            {
+                "change": {"ext": {"micro_batch_size": 2}},
+                "message": "micro_batch_size 2: the same steps, computed in smaller pieces",
+                "memory_bytes": 5400000000,
+                "seconds": 1310.0,
+            }
+        ],
+        "tokens": {
+            "examples": 240,
+            "per_epoch": 16382,
+            "trained_per_epoch": 6120,
+            "total": 49146,
+            "longest": 512,
+        },
+        "steps": 90,
+        "epochs": 3,
+        "memory": {
+            "total": 9300000000,
+            "program": 376000000,
+            "weights": 1072000000,
+            "adapter": 61000000,
+            "activations": 7700000000,
+            "other": 91000000,
+        },
+        "seconds": None,
+        "step_seconds": None,
+        "price": {
+            "amount": None,
+            "currency": "EUR",
+            "rates": {"currency": "EUR", "per_hour": 0.4, "per_million_tokens": None},
+        },
+        "queue": {"jobs_before": 0, "seconds": 0},
+        "workers": [
+            {"device": "cpu (2 cores)", "memory_bytes": 8000000000, "slots": 1, "fits": False, "seconds": None}
+        ],
+        "resolved": {"micro_batch_size": 8, "max_length": 512},
+        "warnings": [],
+        "advice": [
+            {
+                "code": "method",
+                "message": "LoRA suits 240 examples: training every weight usually takes thousands of them, and with "
+                "few hundred it is rarely better and always dearer.",
+                "change": None,
+            }
+        ],
+    },
     "Pending": {"id": "answer_abc123", "object": "answer", "kind": "report", "status": "in_progress"},
     "JobEvent": {
         "id": "ftevent-abc123",

@@ -14,25 +14,34 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.", epilog=exits.HELP)
 
+Model = Annotated[str, typer.Option("--model", help="A base model, an alias, or a tuned model.")]
+TrainingFile = Annotated[str, typer.Option("--training-file", help="An id (file-…) or a data file to upload.")]
+ValidationFile = Annotated[str | None, typer.Option("--validation-file", help="An id or a file.")]
+Seed = Annotated[int | None, typer.Option("--seed")]
+Epochs = Annotated[int | None, typer.Option("--epochs")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Examples per optimizer step.")]
+Multiplier = Annotated[float | None, typer.Option("--learning-rate-multiplier")]
+Ext = Annotated[str | None, typer.Option("--ext", help="Extension options as JSON.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One extension option, such as lora.rank=8; may be repeated and wins over --ext."),
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Follow it to its end.")]
 JobId = Annotated[str, typer.Argument(help="ftjob-…")]
 
 
 @app.command()
 def create(
-    model: Annotated[str, typer.Option("--model", help="A base model, an alias, or a tuned model.")],
-    training_file: Annotated[str, typer.Option("--training-file", help="An id (file-…) or a JSONL file to upload.")],
-    validation_file: Annotated[str | None, typer.Option("--validation-file", help="An id or a file.")] = None,
+    model: Model,
+    training_file: TrainingFile,
+    validation_file: ValidationFile = None,
     suffix: Annotated[str | None, typer.Option("--suffix", help="Part of the tuned model's name.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Examples per optimizer step.")] = None,
-    learning_rate_multiplier: Annotated[float | None, typer.Option("--learning-rate-multiplier")] = None,
-    ext: Annotated[str | None, typer.Option("--ext", help="Extension options as JSON.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="One extension option, such as lora.rank=8; may be repeated and wins over --ext."),
-    ] = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: Multiplier = None,
+    ext: Ext = None,
+    settings: Set = None,
     watch_it: Watch = False,
     home: options.Home = None,
     json: options.Json = False,
@@ -40,26 +49,10 @@ def create(
     """Make a job, uploading its files first where they are paths."""
     extension = build_ext(ext, settings or [])
     client = connection.client(home)
-    hyperparameters = {
-        name: value
-        for name, value in (
-            ("n_epochs", epochs),
-            ("batch_size", batch_size),
-            ("learning_rate_multiplier", learning_rate_multiplier),
-        )
-        if value is not None
-    }
-    request: dict[str, Any] = {
-        "model": model,
-        "training_file": _file_id(client, training_file, show=not json),
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-    }
-    if validation_file is not None:
-        request["validation_file"] = _file_id(client, validation_file, show=not json)
+    request = _request(client, model, training_file, validation_file, seed, show=not json)
+    request["method"] = _method(epochs, batch_size, learning_rate_multiplier)
     if suffix is not None:
         request["suffix"] = suffix
-    if seed is not None:
-        request["seed"] = seed
     job = client.fine_tuning.jobs.create(**request, extra_body={"ext": extension} if extension else None)
     if watch_it:
         if not json:
@@ -69,6 +62,56 @@ def create(
         output.as_json(job.model_dump(mode="json"))
     else:
         print(job.id)
+
+
+@app.command()
+def estimate(
+    model: Model,
+    training_file: TrainingFile,
+    validation_file: ValidationFile = None,
+    seed: Seed = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate_multiplier: Multiplier = None,
+    ext: Ext = None,
+    settings: Set = None,
+    home: options.Home = None,
+    json: options.Json = False,
+) -> None:
+    """What a job would take, before it is made: tokens, memory, time, price, the wait, and advice.
+
+    Exit status 1 when no worker could train it.
+    """
+    from cli import estimate as text
+
+    extension = build_ext(ext, settings or [])
+    client = connection.client(home)
+    request = _request(client, model, training_file, validation_file, seed, show=not json)
+    request["method"] = _method(epochs, batch_size, learning_rate_multiplier)
+    found = connection.ask(client, "/fine_tuning/jobs/estimate", request | ({"ext": extension} if extension else {}))
+    if json:
+        output.as_json(found)
+    else:
+        text.show(found)
+    if not found["feasible"]:
+        raise typer.Exit(exits.Exit.FAILED)
+
+
+def _request(
+    client: "OpenAI", model: str, training_file: str, validation_file: str | None, seed: int | None, *, show: bool
+) -> dict[str, Any]:
+    request: dict[str, Any] = {"model": model, "training_file": _file_id(client, training_file, show=show)}
+    if validation_file is not None:
+        request["validation_file"] = _file_id(client, validation_file, show=show)
+    if seed is not None:
+        request["seed"] = seed
+    return request
+
+
+def _method(epochs: int | None, batch_size: int | None, learning_rate_multiplier: float | None) -> dict[str, Any]:
+    given = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": learning_rate_multiplier}
+    known = {name: value for name, value in given.items() if value is not None}
+    return {"type": "supervised", "supervised": {"hyperparameters": known}}
 
 
 def _file_id(client: "OpenAI", given: str, *, show: bool) -> str:

@@ -46,8 +46,10 @@ class Settings(BaseSettings):
     """JSONL up to this size is checked while it is uploaded; larger files are checked by a prepare worker."""
     min_examples: int = 10
     presigned_url_seconds: int = Field(900, gt=0, le=3600)
+    tokens_days: float = Field(7, ge=0)
+    """Prepared tokens that nobody has used for this long are removed."""
 
-    # Questions about data: reports, verdicts, previews.
+    # Questions about data: reports, verdicts, previews, estimates.
     answer_wait_seconds: float = Field(10, ge=0, le=60)
     """How long a request waits for its answer before it is told to come again."""
     answer_days: float = Field(7, gt=0)
@@ -62,6 +64,13 @@ class Settings(BaseSettings):
     """Jobs of one project that train at the same time; the others wait."""
     max_stored_bytes: int | None = Field(None, ge=1)
     """Bytes of all files of one project, results included."""
+
+    # What training costs, for estimates and the catalog; empty: nothing is said of prices.
+    price_per_hour: float | None = Field(None, ge=0)
+    """Of an accelerator, or whatever else trains."""
+    price_per_million_tokens: float | None = Field(None, ge=0)
+    """Read by training."""
+    price_currency: str = "USD"
 
     # Leases: how ownership of a row is proven, kept and lost. `docs/decisions/0002`.
     lease_seconds: float = 60

@@ -43,7 +43,10 @@ MOVES: dict[Status, frozenset[Status]] = {
     Status.VALIDATING: frozenset({Status.VALIDATING, Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     # A job whose worker was lost goes back from running to queued.
     Status.QUEUED: frozenset({Status.QUEUED, Status.RUNNING, Status.FAILED, Status.CANCELLED}),
-    Status.RUNNING: frozenset({Status.RUNNING, Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}),
+    # One whose prepared rows are gone goes back to where they are made.
+    Status.RUNNING: frozenset(
+        {Status.RUNNING, Status.QUEUED, Status.VALIDATING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}
+    ),
     Status.SUCCEEDED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
@@ -125,3 +128,4 @@ class AnswerKind(StrEnum):
     REPORT = "report"
     VALIDATE = "validate"
     PREVIEW = "preview"
+    ESTIMATE = "estimate"

@@ -24,6 +24,7 @@ from core.wiring import Parts, configure_logging
 from migrations.__main__ import migrate
 from tests.live import Live, running
 from tests.tiny import build_tiny
+from worker.prepare.folder import Facts
 
 
 class Rings:
@@ -178,6 +179,15 @@ def live(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tiny
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(tmp_path_factory.mktemp("models") / "attune-tiny")
+
+
+@pytest.fixture(scope="session")
+def registered(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Facts]:
+    """The tiny model's folder and facts after registration."""
+    from worker.prepare import register
+
+    out = tmp_path_factory.mktemp("registered") / "model"
+    return out, register.convert(f"path:{tiny}", out)
 
 
 def chat_rows(count: int, **extra: Any) -> bytes:

@@ -51,7 +51,7 @@ def work(runner: Runner, bell: Bell, draining: threading.Event, registration: Re
         except SQLAlchemyError as error:
             log.warning("database.away", error=type(error).__name__)
         heard = bell.wait(heard)
-    runner.slot.done()
+    runner.slot.close()
 
 
 def main() -> int:
@@ -70,7 +70,11 @@ def main() -> int:
     parts = wiring.assemble(settings)
     slots = [Slot(index, settings.worker_kinds, settings) for index in range(settings.worker_slots)]
     registration = Registration(
-        parts.sessions, settings, warm=lambda: all(slot.warm for slot in slots), cache=settings.cache_dir
+        parts.sessions,
+        settings,
+        warm=lambda: all(slot.warm for slot in slots),
+        cache=settings.cache_dir,
+        measuring=slots[0] if settings.worker_kinds == "train" else None,
     )
     while not draining.is_set():
         try:

@@ -11,16 +11,26 @@ from core.config import MIB
 from core.db.session import transaction
 from core.db.tables import Answer, File, WorkItem
 from core.errors import JobError, LostAuthority
+from core.options import Hyperparameters
 from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import base_models, replies
+from core.services import base_models, data, replies, token_sets
 from core.states import AnswerKind
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import stage
+from worker import stage, tokens
 from worker.cache import ModelCache
-from worker.prepare.folder import ANSWER, Model, PreviewFile, Spec, SurveyFile, ValidateFile
+from worker.prepare.folder import (
+    ANSWER,
+    Model,
+    Prepared,
+    PrepareJob,
+    PreviewFile,
+    Spec,
+    SurveyFile,
+    ValidateFile,
+)
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -43,6 +53,8 @@ def stage_question(parts: Parts, cache: ModelCache, item: WorkItem, folder: Path
             options=options.parse(asked["ext"]),
             limit=asked["limit"],
         )
+    if row.kind == AnswerKind.ESTIMATE:
+        return _preparing(parts, asked, models[0], folder)
     data = _file(parts, asked["file_id"], folder / "data.data", "file_id")
     other = asked["validation_file_id"]
     validation = None if other is None else _file(parts, other, folder / "validation.data", "validation_file")
@@ -57,6 +69,49 @@ def stage_question(parts: Parts, cache: ModelCache, item: WorkItem, folder: Path
         options=options.parse(asked["ext"]),
         min_examples=asked["min_examples"],
     )
+
+
+def _preparing(parts: Parts, asked: Json, model: Model, folder: Path) -> PrepareJob:
+    """An estimate prepares the rows as the job would: what it makes is kept for that job."""
+    chosen = options.parse(asked["ext"])
+    named = data.named(asked["training_file_id"], asked["validation_file_id"], chosen)
+    paths = {name.param: _file(parts, name.file_id, folder / f"{n}.data", name.param) for n, name in enumerate(named)}
+    wanted = Hyperparameters.model_validate(asked["hyperparameters"])
+    return stage.preparing(model, named, paths, chosen, wanted, asked["seed"], parts.settings)
+
+
+def known(parts: Parts, item: WorkItem, claim: Claim) -> bool:
+    """Answer from what is there already, without a child; False when that can't be done."""
+    with transaction(parts.sessions) as session:
+        row = replies.question(session, item.subject_id)
+    if row is None or row.kind != AnswerKind.ESTIMATE:
+        return False
+    ready = tokens.find(parts, tokens.of_question(row))
+    if ready is None:
+        return False
+    with fenced(parts.sessions, WorkItem, claim.id, claim.generation) as (session, mine):
+        token_sets.take(session, ready.id, None)
+        _settle(session, mine, ready.prepared.model_dump(mode="json"), {})
+    return True
+
+
+def finish_estimate(parts: Parts, claim: Claim, folder: Path, prepared: Prepared) -> None:
+    # Rows that are others tomorrow are not kept for a job that is made then.
+    files = {} if prepared.dated else tokens.upload(parts, claim, folder)
+    kept: Json = {}
+    try:
+        with fenced(parts.sessions, WorkItem, claim.id, claim.generation) as (session, item):
+            row = replies.question(session, item.subject_id)
+            if row is None:
+                raise LostAuthority(f"{item.subject_id}: nobody asks for it any more")
+            wanted = tokens.of_question(row)
+            if files:
+                id = tokens.key(session, wanted, parts.settings)
+                kept = tokens.keep(session, id, wanted, None, prepared, files).files
+            _settle(session, item, prepared.model_dump(mode="json"), {})
+    finally:
+        if kept != files:
+            parts.store.delete(*(entry["key"] for entry in files.values()))
 
 
 def _model(parts: Parts, cache: ModelCache, id: str) -> Model:

@@ -3,9 +3,11 @@
 The supervisor speaks over the child's standard input, one line a command:
 
     PRELOAD <dir>   load this base model now, while nothing runs
+    MEASURE         find out what this machine can do; for trainers
     START <dir>     run this job folder and exit with its status
 
-The child answers ``READY`` and ``LOADED <dir>`` on its standard output; everything else goes to standard error.
+The child answers ``READY``, ``LOADED <dir>`` and ``MEASURED <JSON in one line>`` on its standard output; everything
+else goes to standard error.
 """
 
 import ctypes
@@ -47,7 +49,9 @@ def hold_slot(lock: Path) -> int:
     return descriptor
 
 
-def serve(preload: Callable[[Path], None], run: Callable[[Path], int]) -> NoReturn:
+def serve(
+    preload: Callable[[Path], None], run: Callable[[Path], int], measure: Callable[[], str] | None = None
+) -> NoReturn:
     """Answer commands until ``START``; never returns. Call it once the expensive imports are done."""
     die_with_parent()
     stand_back(NICE)
@@ -62,6 +66,8 @@ def serve(preload: Callable[[Path], None], run: Callable[[Path], int]) -> NoRetu
         if verb == "PRELOAD":
             preload(Path(argument))
             answers.write(f"LOADED {argument}\n")
+        elif verb == "MEASURE" and measure is not None:
+            answers.write(f"MEASURED {measure()}\n")
         elif verb == "START":
             folder = Path(argument)
             hold_slot(folder.parent / LOCK_NAME)

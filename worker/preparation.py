@@ -21,23 +21,23 @@ from core.services.data import Named
 from core.states import FileStatus, ItemKind, ItemStatus, Wish
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import answering, stage
-from worker.cache import ModelCache, file_sha256
+from worker import answering, stage, tokens
+from worker.cache import ModelCache
 from worker.folder import EXIT_USER_ERROR
 from worker.prepare import limits
-from worker.prepare.folder import CheckFile, Facts, MixedFile, PrepareJob, RegisterModel, Result, Spec
+from worker.prepare.folder import CheckFile, Facts, RegisterModel, Result, Spec
 
 log = structlog.get_logger()
 
 _UNSETTLED_PAUSE = 1.0
-_TOKEN_FILES = ("train.safetensors", "valid.safetensors", "chat_template.jinja")
 
 
 # -- jobs
 
 
-def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: Path) -> bool:
-    """Fill the folder; False when a file of the job is not settled yet, and the job was put off until it is."""
+def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: Path) -> str | None:
+    """Fill the folder; returns the id of the token set that will be made. None when a file of the job is not settled
+    yet, and the job was put off until it is."""
     with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, row):
         base = session.get_one(BaseModel, row.base_model_id)
         chosen = options.parse(row.options)
@@ -45,31 +45,18 @@ def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: P
         found = {name.param: session.get_one(File, name.file_id) for name in named}
         if any(file.status == FileStatus.UPLOADED for file in found.values()):
             runs.postpone(row, _UNSETTLED_PAUSE)
-            return False
+            return None
+        token_set = tokens.key(session, tokens.of_job(row), parts.settings)
     for name in named:
         _usable(found[name.param], name, job, chosen, parts.settings)
     paths = {
         param: stage.download(parts.store, file.storage_key, file.sha256, folder / f"{n}.data")
         for n, (param, file) in enumerate(found.items())
     }
-    mixed = chosen.data.mix or []
+    asked = Hyperparameters.model_validate(job.method["supervised"]["hyperparameters"])
     model = stage.reader_of(cache, base)
-    spec = PrepareJob(
-        base=model.base,
-        facts=model.facts,
-        train=paths["training_file"],
-        valid=paths.get("validation_file"),
-        mix=[
-            MixedFile(path=paths[name.param], file_id=name.file_id, weight=mix.weight)
-            for name, mix in zip(named[len(named) - len(mixed) :], mixed, strict=True)
-        ],
-        options=chosen,
-        hyperparameters=Hyperparameters.model_validate(job.method["supervised"]["hyperparameters"]),
-        seed=job.seed,
-        min_examples=parts.settings.min_examples,
-    )
-    stage.write_spec(folder, spec)
-    return True
+    stage.write_spec(folder, stage.preparing(model, named, paths, chosen, asked, job.seed, parts.settings))
+    return token_set
 
 
 def _usable(file: File, name: Named, job: Job, chosen: JobOptions, settings: Settings) -> None:
@@ -78,34 +65,21 @@ def _usable(file: File, name: Named, job: Job, chosen: JobOptions, settings: Set
         raise JobError(fault.message, code=fault.error_code, param=name.param)
 
 
-def finish_job(parts: Parts, claim: Claim, folder: Path, status: int, last_words: str) -> None:
+def finish_job(parts: Parts, claim: Claim, folder: Path, token_set: str, status: int, last_words: str) -> None:
     result = _result(folder, status, last_words).prepared
     if result is None:
         raise JobError("Preparing the data gave no result.", code="server_error")
-    kept = {}
-    for name in _TOKEN_FILES:
-        path = folder / name
-        if path.exists():
-            key = layout.prepared(claim.id, claim.generation, name)
-            parts.store.put_file(key, path)
-            kept[name] = {"key": key, "sha256": file_sha256(path)}
+    kept = tokens.upload(parts, claim, folder)
     with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, job):
         if job.wish == Wish.CANCEL:
             runs.cancelled(session, job)
             return
         base = session.get_one(BaseModel, job.base_model_id)
-        runs.prepared(
-            session,
-            job,
-            resolved=result.resolved.model_dump(mode="json"),
-            hyperparameters=result.resolved.hyperparameters.model_dump(mode="json"),
-            data={
-                "train": result.train.model_dump(mode="json"),
-                "valid": result.valid.model_dump(mode="json") if result.valid else None,
-            },
-            prepared={"files": kept, "base": {"name": base.name, "sha256": base.content_sha256}},
-            notes=[note.model_dump(mode="json") for note in result.notes],
-        )
+        row = tokens.keep(session, token_set, tokens.of_job(job), job, result, kept)
+        tokens.settle(session, job, base, row, result)
+    if row.files != kept:
+        # Another job on the same data was quicker: its files are this job's, too.
+        parts.store.delete(*(entry["key"] for entry in kept.values()))
 
 
 def _result(folder: Path, status: int, last_words: str) -> Result:
@@ -183,6 +157,9 @@ def finish_item(
     result = _result(folder, status, last_words)
     if result.answer is not None:
         answering.finish(parts, claim, folder, result.answer)
+        return
+    if result.prepared is not None:
+        answering.finish_estimate(parts, claim, folder, result.prepared)
         return
     if result.facts is not None:
         _store_base_model(parts, cache, folder, result.facts, progress)

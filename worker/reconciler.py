@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import config, wiring
 from core.db.session import transaction
-from core.services import deliveries, joins, replies, runs, sweeps, workers
+from core.services import deliveries, joins, replies, runs, sweeps, token_sets, workers
 from core.wiring import Parts
 from worker.deliverer import Deliverer
 
@@ -32,7 +32,11 @@ def sweep(parts: Parts) -> None:
         items = sweeps.expired_items(session, parts.settings)
         sweeps.cancelled_jobs(session)
         rested = runs.recovered(session)
-        litter = [*sweeps.expired_files(session), *replies.expire(session, parts.settings)]
+        litter = [
+            *sweeps.expired_files(session),
+            *replies.expire(session, parts.settings),
+            *token_sets.unused(session, parts.settings),
+        ]
         joins.expire(session)
         workers.forget_old(session)
         deliveries.forget_old(session)

@@ -14,9 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import ids
 from core.config import Settings
+from core.cost import Machine
 from core.db.session import Sessions, transaction
 from core.db.tables import Worker
 from core.services import base_models, sweeps, workers
+from worker.slot import Slot
 
 log = structlog.get_logger()
 
@@ -33,15 +35,30 @@ def hold_name(settings: Settings) -> int:
     return lock
 
 
+MEASUREMENTS = 3
+"""A worker has its machine measured so often and keeps the best: when it starts, others start beside it."""
+
+
 class Registration:
     """The worker's row, kept fresh by a thread."""
 
-    def __init__(self, sessions: Sessions, settings: Settings, warm: Callable[[], bool], cache: Path) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        settings: Settings,
+        warm: Callable[[], bool],
+        cache: Path,
+        measuring: Slot | None = None,
+    ) -> None:
+        """``measuring``: the slot whose idle child tells what the machine can do; None where nothing is trained."""
         self.worker_id = ids.worker()
         self._sessions = sessions
         self._settings = settings
         self._warm = warm
         self._cache = cache
+        self._measuring = measuring
+        self._asked = 0
+        self._machine: Machine | None = None
         self._draining = False
         self._changed = threading.Event()
         self._ended = threading.Event()
@@ -98,6 +115,7 @@ class Registration:
             self._changed.wait(self._settings.heartbeat_seconds if warm else min(1, self._settings.heartbeat_seconds))
             self._changed.clear()
             warm = self._warm()
+            self._measure()
             try:
                 with transaction(self._sessions) as session:
                     workers.seen(
@@ -105,6 +123,7 @@ class Registration:
                         self.worker_id,
                         warm=warm,
                         draining=self._draining,
+                        machine=self._machine.model_dump(mode="json") if self._machine else None,
                         base_models=[
                             row.name
                             for row in base_models.list_ready(session)
@@ -113,6 +132,17 @@ class Registration:
                     )
             except SQLAlchemyError as error:
                 log.warning("registration.failed", error=type(error).__name__)
+
+    def _measure(self) -> None:
+        """At most one measurement between two signs of life, as long as the slot has nothing to do."""
+        slot = self._measuring
+        if slot is None:
+            return
+        if (found := slot.measured) is not None:
+            self._machine = found.better(self._machine)
+        if self._asked < MEASUREMENTS and slot.warm:
+            self._asked += 1
+            slot.measure()
 
 
 def _installed() -> bool:

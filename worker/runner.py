@@ -23,7 +23,7 @@ from core.services import checkpoints, runs
 from core.states import ItemKind, Phase, Status, Wish
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import joining, preparation, publish, stage
+from worker import answering, joining, preparation, publish, stage, tokens
 from worker.cache import ModelCache
 from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, STOP
 from worker.lease import Lease
@@ -100,9 +100,7 @@ class Runner:
             log.error("work.failed", id=claim.id, exc_info=error)
             self._fail(claim, "server_error", "The worker had an error; the operator finds it in its log.", None)
         finally:
-            # Joining needs no child: the idle one stays warm.
-            if work != self._join_upload:
-                self.slot.done()
+            self.slot.done()
             self._clean(claim)
 
     # -- stage, train, publish, finish
@@ -115,7 +113,11 @@ class Runner:
         with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
             base, resume = self._stage(job, claim, folder)
             self.slot.remember(base)
-            spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
+            try:
+                spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
+            except stage.TokensDamaged as error:
+                self._prepare_again(claim, str(error))
+                return
             reporter = Reporter(self.parts.sessions, self.parts.store, claim, folder, spec.total_steps)
             if job.wish in _STOPS:
                 (folder / STOP).write_text(_STOPS[Wish(job.wish)])
@@ -140,6 +142,13 @@ class Runner:
         with fenced(self.parts.sessions, Job, claim.id, claim.generation) as (session, row):
             runs.resume_at(session, row, step)
         return path, resume
+
+    def _prepare_again(self, claim: Claim, why: str) -> None:
+        with self._job(claim) as (session, job):
+            keys = runs.prepare_again(session, job, self.parts.settings, why)
+        log.warning("tokens.damaged", job_id=claim.id, error=why)
+        self.parts.store.delete(*keys)
+        self.parts.doorbell.ring("prepare")
 
     def _watch(self, child: Child, folder: Path, lease: Lease, reporter: Reporter) -> int:
         """Until the child has ended: report what it says, pass on what is asked of it. Returns its exit status."""
@@ -212,10 +221,14 @@ class Runner:
     # -- the prepare queue
 
     def _prepare_job(self, job: Job, claim: Claim) -> None:
+        if tokens.use(self.parts, job, claim):
+            self.parts.doorbell.ring("train")
+            return
         folder = self._folder(claim)
         child = self.slot.prepare()
         with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
-            if not preparation.stage_job(self.parts, self.cache, job, claim, folder):
+            token_set = preparation.stage_job(self.parts, self.cache, job, claim, folder)
+            if token_set is None:
                 return
             status = self._run_child(child, folder, lease, None)
             if lease.cancelled:
@@ -225,10 +238,12 @@ class Runner:
                 with self._job(claim) as (session, row):
                     runs.handed_back(session, row, "it was drained")
             else:
-                preparation.finish_job(self.parts, claim, folder, status, _last_words(self.slot.folder))
+                preparation.finish_job(self.parts, claim, folder, token_set, status, _last_words(self.slot.folder))
         self.parts.doorbell.ring("train")
 
     def _settle_item(self, item: WorkItem, claim: Claim) -> None:
+        if item.kind == ItemKind.ANSWER and answering.known(self.parts, item, claim):
+            return
         folder = self._folder(claim)
         child = self.slot.prepare()
         with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import orjson
 import structlog
 
 from core.config import Settings
+from core.cost import Machine
 
 log = structlog.get_logger()
 
@@ -41,6 +43,9 @@ class Child:
         self.log = folder / "child.log"
         self._ready = threading.Event()
         self.loaded: str | None = None
+        self.started = False
+        self.machine: dict[str, Any] | None = None
+        """What a trainer measured of this machine (``core.cost.Machine``), once it was asked and has answered."""
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", MODULES[kind]],
@@ -65,7 +70,11 @@ class Child:
     def preload(self, base: Path) -> None:
         self._say(f"PRELOAD {base}")
 
+    def measure(self) -> None:
+        self._say("MEASURE")
+
     def start(self, folder: Path) -> None:
+        self.started = True
         self._say(f"START {folder}")
 
     def poll(self) -> int | None:
@@ -110,6 +119,8 @@ class Child:
                 self._ready.set()
             elif verb == "LOADED":
                 self.loaded = argument
+            elif verb == "MEASURED":
+                self.machine = orjson.loads(argument)
 
     def close(self) -> None:
         self.kill()
@@ -136,6 +147,21 @@ class Slot:
         child = self._child
         return child is not None and child.warm
 
+    @property
+    def measured(self) -> Machine | None:
+        """What the idle child has measured since this was asked last, if anything."""
+        child = self._child
+        if child is None or child.machine is None:
+            return None
+        found, child.machine = Machine.model_validate(child.machine), None
+        return found
+
+    def measure(self) -> None:
+        """Have the idle child find out what this machine can do."""
+        child = self._child
+        if child is not None and child.warm and not child.started:
+            child.measure()
+
     def prepare(self) -> Child:
         """The idle child; spawns one when there is none. A child that died idle is replaced."""
         if self._child is not None and self._child.poll() is not None:
@@ -152,7 +178,14 @@ class Slot:
         self._last_base = base
 
     def done(self) -> None:
-        """The child has ended, or must: the next one is spawned when the slot is asked for it."""
+        """The child has ended, or must: the next one is spawned when the slot is asked for it.
+
+        One that was given nothing to do stays, warm as it is.
+        """
+        if self._child is not None and self._child.started:
+            self._drop()
+
+    def close(self) -> None:
         self._drop()
 
     def _drop(self) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 import orjson
 import structlog
 
+from core.config import Settings
 from core.db.tables import BaseModel, Checkpoint, Job
 from core.errors import JobError, NotFound
-from core.options import Resolved
+from core.options import Hyperparameters, JobOptions, Resolved
+from core.services.data import Named
 from core.storage.store import Store
 from worker.cache import ModelCache, file_sha256
 from worker.folder import BaseSpec, Manifest, TrainSpec
 from worker.prepare import resolve
-from worker.prepare.folder import Facts, Model
+from worker.prepare.folder import Facts, MixedFile, Model, PrepareJob
 
 log = structlog.get_logger()
 
@@ -43,11 +45,48 @@ def reader_of(cache: ModelCache, base: BaseModel) -> Model:
     return Model(name=base.name, base=folder, facts=Facts.model_validate(base.facts))
 
 
+def preparing(
+    model: Model,
+    named: list[Named],
+    paths: dict[str, Path],
+    chosen: JobOptions,
+    hyperparameters: Hyperparameters,
+    seed: int,
+    settings: Settings,
+) -> PrepareJob:
+    """The task of a child that prepares a job's rows; ``paths`` by the fields of the body that name the files."""
+    mixed = chosen.data.mix or []
+    return PrepareJob(
+        base=model.base,
+        facts=model.facts,
+        train=paths["training_file"],
+        valid=paths.get("validation_file"),
+        mix=[
+            MixedFile(path=paths[name.param], file_id=name.file_id, weight=mix.weight)
+            for name, mix in zip(named[len(named) - len(mixed) :], mixed, strict=True)
+        ],
+        options=chosen,
+        hyperparameters=hyperparameters,
+        seed=seed,
+        min_examples=settings.min_examples,
+    )
+
+
+class TokensDamaged(Exception):
+    """The job's prepared rows are not in the store as they were written."""
+
+
 def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | None, threads: int) -> TrainSpec:
-    """The folder of a training child: tokens and template from prepare, paths for here and now."""
+    """The folder of a training child: tokens and template from prepare, paths for here and now.
+
+    Raises :class:`TokensDamaged`.
+    """
     assert job.prepared is not None
     for name, entry in job.prepared["files"].items():
-        download(store, entry["key"], entry["sha256"], folder / name)
+        try:
+            download(store, entry["key"], entry["sha256"], folder / name)
+        except JobError as error:
+            raise TokensDamaged(error.message.rstrip(".")) from error
     spec = resolve.train_spec(
         Resolved.model_validate(job.resolved),
         job_id=job.id,

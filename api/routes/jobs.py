@@ -151,6 +151,7 @@ def delete(job_id: str, tenant: TenantDep, parts: PartsDep) -> Deleted:
     with transaction(parts.sessions) as session:
         gone = jobs.remove(session, tenant, job_id)
     # After the commit: a row without its object would be a broken promise, an object without a row is litter.
+    parts.store.delete(*gone.keys)
     for prefix in gone.prefixes:
         parts.store.delete(*(key for key in parts.store.list(prefix) if key not in gone.kept))
     return Deleted(id=job_id, object="fine_tuning.job")

@@ -207,7 +207,9 @@ class Job(Leased, Table):
     resolved: Mapped[Json | None]
     data: Mapped[Json | None]
     prepared: Mapped[Json | None]
-    """{"spec": TrainSpec without paths, "files": {"train": {key, sha256}, …}}: all a train worker needs."""
+    """{"base": …, "files": {"train.safetensors": {key, bytes, sha256}, …}}: all a train worker needs."""
+    token_set_id: Mapped[str | None] = mapped_column(index=True)
+    """The set that those files are of. No foreign key: an ended job may outlive it."""
     # What came of it.
     fine_tuned_model: Mapped[str | None]
     result_files: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
@@ -219,6 +221,24 @@ class Job(Leased, Table):
     last_event_step: Mapped[int] = mapped_column(server_default="0")
     """Steps up to here have their metrics event; a resumed attempt repeats steps but not events."""
     deleted_at: Mapped[datetime | None]
+
+
+class TokenSet(Table):
+    """Prepared tokens in the store, for every job on the same data (``core/services/token_sets.py``)."""
+
+    __tablename__ = "token_sets"
+    __table_args__ = (Index(None, "last_used_at"), Index(None, "file_ids", postgresql_using="gin"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """Hash of project, data, template, tokenizer, limits and the code that prepared them."""
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    file_ids: Mapped[list[str]]
+    """Files they were made of; files with equal content make the same set."""
+    found: Mapped[Json]
+    """What tokenising found (``worker.prepare.folder.Tokenised``)."""
+    files: Mapped[Json]
+    """{name: {key, bytes, sha256}}"""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Attempt(Table):
@@ -477,6 +497,8 @@ class Worker(Table):
     """Names of the base models in its cache."""
     version: Mapped[str]
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    machine: Mapped[Json | None]
+    """What a train worker measured of itself (``core.cost.Machine``); NULL until it has."""
     warm: Mapped[bool] = mapped_column(server_default=text("false"))
     """Every free slot's idle child has its imports done."""
     started_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

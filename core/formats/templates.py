@@ -34,6 +34,11 @@ class TemplateFault(ValueError):
         self.message = message
 
 
+def dated(text: str) -> bool:
+    """Whether a template can write what day it is. Names can't be put together in the sandbox, so this one is there."""
+    return "strftime_now" in text
+
+
 class Span(NamedTuple):
     """Characters ``start:end`` of the text are what the assistant says in ``messages[message]``."""
 

@@ -31,6 +31,16 @@ class ChatTemplate(BaseModel):
     text: str
 
 
+class Price(BaseModel):
+    """The operator's rates, which add up."""
+
+    currency: str
+    per_hour: float | None
+    """Of training, from an idle worker to the written model."""
+    per_million_tokens: float | None
+    """That training reads: the tokens of all epochs."""
+
+
 class Offer(BaseModel):
     object: Literal["fine_tuning.model"] = "fine_tuning.model"
     id: str
@@ -42,6 +52,6 @@ class Offer(BaseModel):
     chat_template: ChatTemplate | None
     """What turns conversations into text, unless a job brings its own."""
     recommended: dict[str, Any]  # Any: parts of the body that creates a job
-    price: None = None
-    """Nothing is charged."""
+    price: Price | None
+    """Null where the operator has set no rates."""
     created_at: int

@@ -1,4 +1,4 @@
-"""Questions about data (report, validate, preview): asked once, answered by prepare, kept for the next asker.
+"""Questions about data (report, validate, preview, estimate): asked once, answered by prepare, kept for the next asker.
 
 What workers write into answers, and how answers go, is in ``replies``.
 """

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from core import catalog, clock
 from core.config import Settings
 from core.db.tables import BaseModel
-from core.schemas.catalog import Bounds, ChatTemplate, MethodOffer, Offer, Sizes
+from core.schemas.catalog import Bounds, ChatTemplate, MethodOffer, Offer, Price, Sizes
 from core.services import base_models
 
 
@@ -32,5 +32,16 @@ def _offer(row: BaseModel, settings: Settings) -> Offer:
             else None
         ),
         recommended=catalog.recommended(),
+        price=price(settings),
         created_at=clock.unix(row.created_at),
+    )
+
+
+def price(settings: Settings) -> Price | None:
+    if settings.price_per_hour is None and settings.price_per_million_tokens is None:
+        return None
+    return Price(
+        currency=settings.price_currency,
+        per_hour=settings.price_per_hour,
+        per_million_tokens=settings.price_per_million_tokens,
     )

@@ -13,7 +13,7 @@ from core.db.tenancy import Tenant
 from core.errors import Conflict, TooLarge
 from core.formats.reading import Passing
 from core.formats.report import FAULTS_KEPT, Report
-from core.services import data, pages, replies
+from core.services import data, pages, replies, token_sets
 from core.states import FileStatus, ItemKind
 from core.storage import store as layout
 from core.storage.store import Store
@@ -133,13 +133,17 @@ def _alive(tenant: Tenant) -> Select[File]:
 
 
 def remove(session: Session, tenant: Tenant, id: str) -> list[str]:
-    """Mark it deleted, with what was answered about it; returns the keys to remove from the store after the commit."""
+    """Mark it deleted, with the answers about it and the tokens made of it.
+
+    Returns the keys to remove from the store after the commit.
+    """
     row = tenancy.get(session, File, tenant, id, lock=True)
     user = session.scalar(data.users_of(tenant, id).limit(1))
     if user is not None:
         raise Conflict(f"The file {id!r} is needed by the job {user.id!r}, which is {user.status}.", param="file_id")
     row.deleted_at = clock.now()
-    return [row.storage_key, *replies.forget(session, row.project_id, row.sha256)]
+    answers = replies.forget(session, row.project_id, row.sha256)
+    return [row.storage_key, *answers, *token_sets.of_file(session, id)]
 
 
 def add_result(session: Session, job: Job, filename: str, key: str, bytes: int, sha256: str) -> File:

@@ -19,7 +19,7 @@ from core.errors import BadRequest, Conflict
 from core.options import Hyperparameters, JobOptions, OptionsError
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch
-from core.services import base_models, data, events, idempotency, pages, queue, quotas, runs
+from core.services import base_models, data, events, idempotency, pages, queue, quotas, runs, token_sets
 from core.services.idempotency import Once
 from core.states import TERMINAL, Phase, Status
 from core.storage import store as layout
@@ -33,9 +33,18 @@ class Understood(NamedTuple):
     options: JobOptions
 
 
-class Removal(NamedTuple):
-    """Objects to delete after the commit: all below the prefixes but those that are kept."""
+class Checked(NamedTuple):
+    method: str
+    hyperparameters: Hyperparameters
+    options: JobOptions
+    base: BaseModel
+    files: list[data.Named]
 
+
+class Removal(NamedTuple):
+    """Objects to delete after the commit: those of the keys, and all below the prefixes but those that are kept."""
+
+    keys: tuple[str, ...]
     prefixes: tuple[str, ...]
     kept: frozenset[str]
 
@@ -45,14 +54,8 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     first = idempotency.first_of(session, tenant, once)
     if first is not None:
         return first
-    method, asked, chosen = understood(wanted)
-    _check_request(wanted)
+    method, asked, chosen, base, _ = checked(session, tenant, wanted, settings)
     quotas.check_open_jobs(session, tenant, settings)
-    base = base_models.usable(session, wanted.model)
-    files = data.named(wanted.training_file, wanted.validation_file, chosen)
-    data.check_named(files, chosen)
-    for file in files:
-        data.require(session, tenant, file, method, chosen, settings)
     job = Job(
         id=ids.job(),
         project_id=tenant.project_id,
@@ -80,6 +83,18 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
         events.append(session, job, f"The model {wanted.model!r} stands for the base model {base.name!r} here.")
     events.append(session, job, f"Validating training file: {wanted.training_file}")
     return job
+
+
+def checked(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settings) -> Checked:
+    """All that can be known of a body now; raises BadRequest for what is wrong with it."""
+    method, asked, chosen = understood(wanted)
+    _check_request(wanted)
+    base = base_models.usable(session, wanted.model)
+    files = data.named(wanted.training_file, wanted.validation_file, chosen)
+    data.check_named(files, chosen)
+    for file in files:
+        data.require(session, tenant, file, method, chosen, settings)
+    return Checked(method, asked, chosen, base, files)
 
 
 def understood(wanted: JobCreate) -> Understood:
@@ -240,7 +255,8 @@ def _unchangeable(given: dict[str, Any], table: dict[str, Any], prefix: str) -> 
 
 
 def remove(session: Session, tenant: Tenant, id: str) -> Removal:
-    """Delete an ended job with its events, measurements, checkpoints, logs and prepared rows.
+    """Delete an ended job with its events, measurements, checkpoints and logs, and its prepared rows unless another
+    job on the same data has them too.
 
     Its model and its result files are things of their own and stay; each is deleted by itself.
     """
@@ -255,8 +271,13 @@ def remove(session: Session, tenant: Tenant, id: str) -> Removal:
         session.delete(permission)
     job.deleted_at = clock.now()
     job.prepared = None
-    kept = session.scalars(tenancy.owned(File, tenant).where(File.job_id == id))
-    return Removal((layout.all_prepared(id), layout.all_runs(id)), frozenset(file.storage_key for file in kept))
+    results = session.scalars(tenancy.owned(File, tenant).where(File.job_id == id))
+    tokens = token_sets.let_go(session, job)
+    return Removal(
+        keys=tuple(tokens.gone),
+        prefixes=(layout.all_prepared(id), layout.all_runs(id)),
+        kept=frozenset([*(file.storage_key for file in results), *tokens.kept]),
+    )
 
 
 def wire(session: Session, tenant: Tenant, rows: list[Job]) -> list[FineTuningJob]:

@@ -65,6 +65,28 @@ def preview(session: Session, tenant: Tenant, wanted: PreviewCreate) -> Question
     return Question(AnswerKind.PREVIEW, inputs, places, _sha256s(data))
 
 
+def estimate(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settings) -> Question:
+    """What preparing the job would find. What that costs is reckoned anew each time: workers and rates change."""
+    checked = jobs.checked(session, tenant, wanted, settings)
+    files = {file.param: _other(session, tenant, file.file_id, file.param) for file in checked.files}
+    bases = [checked.base]
+    inputs = {
+        "data": {param: file.sha256 for param, file in files.items() if file is not None},
+        "models": _contents(bases),
+        "method": checked.method,
+        "hyperparameters": checked.hyperparameters.model_dump(mode="json"),
+        "ext": wanted.ext or {},
+        "seed": wanted.seed or 0,
+        "min_examples": settings.min_examples,
+    }
+    places = {
+        "training_file_id": wanted.training_file,
+        "validation_file_id": wanted.validation_file,
+        "base_model_ids": [base.id for base in bases],
+    }
+    return Question(AnswerKind.ESTIMATE, inputs, places, _sha256s(*files.values()))
+
+
 def _other(session: Session, tenant: Tenant, id: str | None, param: str) -> File | None:
     """A file that a body or a parameter names, rather than the path."""
     if id is None:

@@ -69,6 +69,19 @@ def _starts(session: Session) -> list[datetime]:
     return [now] * free + known
 
 
+def wait(session: Session, priority: int) -> tuple[int, float | None]:
+    """Jobs that a new one of this priority would wait for, and for how many seconds; None where it can't be told."""
+    ahead = select(func.count()).where(
+        Job.status.in_(_WAITING), Job.lease_until.is_(None), Job.phase != Phase.PAUSED, Job.priority >= priority
+    )
+    before = session.scalar(ahead) or 0
+    starts = _starts(session)
+    if before >= len(starts):
+        return before, None
+    now = session.scalars(select(clock.now())).one()
+    return before, round(max(0.0, (starts[before] - now).total_seconds()), 1)
+
+
 def view(session: Session, tenant: Tenant, settings: Settings) -> Queue:
     mine = tenancy.owned(Job, tenant).where(Job.status.not_in(TERMINAL))
     own = list(session.scalars(mine.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(_LISTED)))

@@ -13,7 +13,7 @@ from core import clock, ids
 from core.config import Settings
 from core.db.tables import Attempt, Checkpoint, Job, Metric, Organization, Project, TunedModel
 from core.queue import claims
-from core.services import base_models, events, files, moves
+from core.services import base_models, events, files, moves, token_sets
 from core.states import Phase, Status, Wish
 
 Json = dict[str, Any]  # lines of events.jsonl and other documents; worker/folder.py has their shapes
@@ -35,11 +35,13 @@ def prepared(
     session: Session, job: Job, *, resolved: Json, hyperparameters: Json, data: Json, prepared: Json, notes: list[Json]
 ) -> None:
     """The data are good and every value is known: into the train queue."""
+    if job.prepared is None:
+        # Rows that must be prepared again and again are a loss each time, or it would never end.
+        job.losses = 0
     job.resolved, job.hyperparameters, job.data, job.prepared = resolved, hyperparameters, data, prepared
     for note in notes:
         events.append(session, job, note["message"], level=note["level"], data=note["data"])
     moves.move(job, Status.QUEUED, Phase.QUEUED)
-    job.losses = 0
     claims.release(job)
     events.append(session, job, "Files validated, moving job to queued state")
     _pause_if_wished(session, job)
@@ -273,6 +275,24 @@ def lost(session: Session, job: Job, settings: Settings, why: str) -> None:
         moves.move(job, Status.QUEUED, Phase.BACKING_OFF, why)
     claims.release(job)
     events.append(session, job, f"The job was interrupted ({why}); it is tried again in {pause:.0f} s.", level="warn")
+
+
+def prepare_again(session: Session, job: Job, settings: Settings, why: str) -> list[str]:
+    """Its prepared rows can't be used: forget them, prepare the job anew. Returns keys to delete after the commit."""
+    keys = token_sets.discard(session, job.token_set_id) if job.token_set_id is not None else []
+    job.token_set_id = None
+    if job.wish == Wish.CANCEL:
+        cancelled(session, job)
+        return keys
+    _end_attempt(session, job, why)
+    claims.back_off(job, settings)
+    if job.losses >= settings.max_attempts:
+        failed(session, job, "storage_error", f"The job's prepared rows were lost {job.losses} times; the last: {why}.")
+        return keys
+    moves.move(job, Status.VALIDATING, Phase.CREATED, why)
+    claims.release(job)
+    events.append(session, job, f"The prepared rows can't be used ({why}); they are prepared anew.", level="warn")
+    return keys
 
 
 def _end_attempt(session: Session, job: Job, why: str) -> None:

@@ -8,7 +8,7 @@ from core import clock
 from core.config import Settings
 from core.db.tables import BaseModel, File, Job, WorkItem
 from core.queue import claims
-from core.services import base_models, files, joins, replies, runs
+from core.services import base_models, files, joins, replies, runs, token_sets
 from core.states import ItemKind, ItemStatus, Status, Wish
 
 log = structlog.get_logger()
@@ -90,4 +90,5 @@ def expired_files(session: Session) -> list[str]:
     for file in rows:
         file.deleted_at = clock.now()
         keys += [file.storage_key, *replies.forget(session, file.project_id, file.sha256)]
+        keys += token_sets.of_file(session, file.id)
     return keys

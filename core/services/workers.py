@@ -1,6 +1,7 @@
 """The registry of workers: who is there, what they have, when they were last seen."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -16,11 +17,19 @@ def register(session: Session, worker: Worker) -> None:
     session.add(worker)
 
 
-def seen(session: Session, worker_id: str, *, warm: bool, draining: bool, base_models: list[str]) -> None:
+def seen(
+    session: Session,
+    worker_id: str,
+    *,
+    warm: bool,
+    draining: bool,
+    base_models: list[str],
+    machine: dict[str, Any] | None = None,  # Any: JSON of core.cost.Machine
+) -> None:
     session.execute(
         update(Worker)
         .where(Worker.id == worker_id)
-        .values(last_seen_at=clock.now(), warm=warm, draining=draining, base_models=base_models)
+        .values(last_seen_at=clock.now(), warm=warm, draining=draining, base_models=base_models, machine=machine)
     )
 
 
@@ -35,6 +44,13 @@ def online_since(session: Session, settings: Settings) -> datetime:
 
 def list_all(session: Session) -> list[Worker]:
     return list(session.scalars(select(Worker).order_by(Worker.kind, Worker.started_at.desc())))
+
+
+def training(session: Session, settings: Settings) -> list[Worker]:
+    """Workers that take jobs for training: there, and not about to stop."""
+    there = Worker.last_seen_at > clock.now() - timedelta(seconds=3 * settings.heartbeat_seconds)
+    taking = select(Worker).where(Worker.kind == "train", Worker.draining.is_(False), there)
+    return list(session.scalars(taking.order_by(Worker.started_at, Worker.id)))
 
 
 def forget_old(session: Session) -> None:

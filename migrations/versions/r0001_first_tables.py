@@ -93,6 +93,7 @@ def upgrade() -> None:
         sa.Column("base_models", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("draining", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("machine", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("warm", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column(
             "started_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
@@ -171,7 +172,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("kind IN ('report', 'validate', 'preview')", name=op.f("ck_answers_kind")),
+        sa.CheckConstraint("kind IN ('report', 'validate', 'preview', 'estimate')", name=op.f("ck_answers_kind")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_answers_project_id_projects")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_answers")),
     )
@@ -253,6 +254,7 @@ def upgrade() -> None:
         sa.Column("resolved", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("data", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("prepared", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("token_set_id", sa.Text(), nullable=True),
         sa.Column("fine_tuned_model", sa.Text(), nullable=True),
         sa.Column("result_files", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
@@ -299,6 +301,21 @@ def upgrade() -> None:
         postgresql_where=sa.text("lease_until IS NOT NULL"),
     )
     op.create_index(op.f("ix_jobs_project_id_created_at_id"), "jobs", ["project_id", "created_at", "id"], unique=False)
+    op.create_index(op.f("ix_jobs_token_set_id"), "jobs", ["token_set_id"], unique=False)
+    op.create_table(
+        "token_sets",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("file_ids", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column("found", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("files", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_token_sets_project_id_projects")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_token_sets")),
+    )
+    op.create_index(op.f("ix_token_sets_file_ids"), "token_sets", ["file_ids"], unique=False, postgresql_using="gin")
+    op.create_index(op.f("ix_token_sets_last_used_at"), "token_sets", ["last_used_at"], unique=False)
     op.create_table(
         "uploads",
         sa.Column("id", sa.Text(), nullable=False),
@@ -491,6 +508,10 @@ def downgrade() -> None:
     op.drop_table("webhook_deliveries")
     op.drop_index(op.f("ix_uploads_project_id_created_at_id"), table_name="uploads")
     op.drop_table("uploads")
+    op.drop_index(op.f("ix_token_sets_last_used_at"), table_name="token_sets")
+    op.drop_index(op.f("ix_token_sets_file_ids"), table_name="token_sets", postgresql_using="gin")
+    op.drop_table("token_sets")
+    op.drop_index(op.f("ix_jobs_token_set_id"), table_name="jobs")
     op.drop_index(op.f("ix_jobs_project_id_created_at_id"), table_name="jobs")
     op.drop_index("ix_jobs_lease_until", table_name="jobs", postgresql_where=sa.text("lease_until IS NOT NULL"))
     op.drop_index("ix_jobs_fine_tuned_model", table_name="jobs")

@@ -22,4 +22,4 @@ def runner(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     own = Slot(0, "prepare", parts.settings)
     yield Runner(parts, own, "worker_here", threading.Event())
-    own.done()
+    own.close()

@@ -9,7 +9,15 @@ ROOT = Path(__file__).resolve().parents[2]
 OWNED = {"Answer", "File", "Job", "Permission", "TunedModel", "Upload", "WebhookEndpoint"}
 
 # These act for the service itself: they take rows by an id that another row of the service names, or sweep all of them.
-WORKERS_SIDE = {"deliveries.py", "joins.py", "replies.py", "runs.py", "sweeps.py", "workers.py"}
+WORKERS_SIDE = {
+    "deliveries.py",
+    "joins.py",
+    "replies.py",
+    "runs.py",
+    "sweeps.py",
+    "token_sets.py",
+    "workers.py",
+}
 
 WATCHED = [
     *sorted((ROOT / "api").rglob("*.py")),

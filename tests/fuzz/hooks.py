@@ -27,7 +27,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     if not isinstance(case.body, dict) or case.meta is None or not case.meta.generation.mode.is_positive:
         return
     half = next(_turn) % 2
-    if operation == "jobs_create" and half:
+    if operation in ("jobs_create", "estimates_estimate") and half:
         # Options at random contradict each other nearly always: half of the jobs go without.
         kept = {key: case.body[key] for key in _KEPT if key in case.body}
         case.body = kept | {"model": SEEDED["base_model"], "training_file": SEEDED["training_file"]}

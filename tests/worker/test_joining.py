@@ -404,4 +404,4 @@ def test_the_idle_child_stays_warm(bench: Bench) -> None:
         bench.runner.work_once()
         assert bench.slot.prepare() is child
     finally:
-        bench.slot.done()
+        bench.slot.close()

@@ -34,7 +34,7 @@ def test_a_child_knows_no_credential_and_no_address(settings: Settings, monkeypa
         assert "canary" not in environment(child.pid).values()
         assert environment(child.pid)["HF_HUB_OFFLINE"] == "1"
     finally:
-        own.done()
+        own.close()
 
 
 def test_an_idle_child_becomes_warm_and_is_replaced_when_it_dies(settings: Settings) -> None:
@@ -51,7 +51,7 @@ def test_an_idle_child_becomes_warm_and_is_replaced_when_it_dies(settings: Setti
         assert not own.warm
         assert own.prepare().pid != first.pid
     finally:
-        own.done()
+        own.close()
 
 
 def test_a_child_ends_when_its_pipe_closes(settings: Settings) -> None:

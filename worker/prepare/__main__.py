@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core import options
 from core.errors import JobError
+from core.formats import templates
 from core.formats.containers import weight
 from core.formats.reading import read_file
 from core.formats.report import FAULTS_KEPT, REMARKS, Fault, Format, Report
@@ -34,6 +35,7 @@ from worker.prepare.folder import (
     Spec,
     SurveyFile,
     TaskError,
+    Tokenised,
     ValidateFile,
 )
 
@@ -172,27 +174,26 @@ def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
         validated = None
         if spec.valid is not None or held_out is not None:
             validated = _write(spec, folder, "valid", valid if held_out is None else train, length, held_out)
-        resolved, reasons = resolve.resolve(
-            spec.options,
-            spec.hyperparameters,
-            resolve.Sizes(
-                examples=trained.examples,
-                longest=trained.longest,
-                prompt_tokens=train.prompt_tokens,
-                completion_tokens=train.completion_tokens,
-                validation=validated is not None,
-            ),
-            spec.facts,
-            length=length,
-            length_reason=why,
+        notes += _shares(spec, trained, validated) + _warnings(trained, validated, encoder, length)
+        tokenised = Tokenised(
             form=form,
-            seed=spec.seed,
-            fast_bf16=spec.fast_bf16,
+            train=trained,
+            valid=validated,
+            prompt_tokens=train.prompt_tokens,
+            completion_tokens=train.completion_tokens,
+            max_length=length,
+            max_length_reason=why,
+            sample=tokenise.sample(folder / "train.safetensors"),
+            valid_sample=tokenise.sample(folder / "valid.safetensors") if validated is not None else None,
+            dated=templates.dated(tokenise.template_text(spec.base, spec.options)),
+            remarks=notes,
         )
-    notes += reasons + _shares(spec, trained, validated) + _warnings(trained, validated, encoder, length)
-    for note in notes:
+    prepared = resolve.prepared(
+        tokenised, spec.options, spec.hyperparameters, spec.facts, seed=spec.seed, fast_bf16=spec.fast_bf16
+    )
+    for note in prepared.notes:
         events.note(note)
-    return Prepared(train=trained, valid=validated, resolved=resolved, notes=notes)
+    return prepared
 
 
 def _tokenise(

@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.formats.report import Report
+from core.cost import Sample, Shape
+from core.formats.report import Format, Report
 from core.options import Hyperparameters, JobOptions, Resolved
 from worker.folder import FileEntry
 
@@ -62,6 +63,8 @@ class Facts(_Strict):
     bytes: int
     sha256: str
     """Over the sorted file list: the content's name in the object store and in every cache."""
+    shape: Shape | None = None
+    """What the cost of training it is reckoned from; None for an architecture that it can't be told of."""
 
 
 class CheckFile(_Strict):
@@ -196,11 +199,31 @@ class Note(_Strict):
     data: dict[str, Any] = {}  # free-form facts for machines; goes into the event as it is
 
 
-class Prepared(_Strict):
+class Tokenised(_Strict):
+    """What the data are, whatever is then learned from them how: with the token files, all that another job on the
+    same data needs."""
+
+    form: Format
     train: Counts
     valid: Counts | None = None
+    prompt_tokens: int
+    """Of the training rows before anything is cut."""
+    completion_tokens: int
+    max_length: int
+    max_length_reason: str
+    sample: Sample
+    """Lengths of some training rows: what the cost of a run is reckoned from."""
+    valid_sample: Sample | None = None
+    dated: bool
+    """Whether the template can write what day it is: tomorrow the same data may give other tokens."""
+    remarks: list[Note] = []
+    """On the data: rows left out or cut, conversions, shares."""
+
+
+class Prepared(Tokenised):
     resolved: Resolved
     notes: list[Note] = []
+    """The remarks are among them."""
 
 
 class Result(_Strict):

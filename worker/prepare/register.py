@@ -20,7 +20,7 @@ from typing import Any
 from core.errors import JobError
 from core.formats import families
 from worker.folder import FileEntry
-from worker.prepare import probe
+from worker.prepare import probe, shape
 from worker.prepare.folder import Facts
 
 CONVERTER = "attune-2"
@@ -77,9 +77,10 @@ def convert(
         kept = cache / "models" / key if cache is not None else None
         if kept is not None and (kept / "facts.json").is_file():
             progress(90, "found in the cache")
-            facts = Facts.model_validate_json((kept / "facts.json").read_bytes())
+            # The shape is read off the files anew: what is told of a model may grow without another conversion.
+            facts = Facts.model_validate(_json(kept / "facts.json") | {"shape": None})
             _link(kept / "model", out)
-            return facts
+            return facts.model_copy(update={"shape": shape.of(out)})
         made = Path(scratch) / "model"
         made.mkdir()
         facts = _convert(kind, found, made, Path(scratch), chat_template, license, progress)
@@ -354,6 +355,7 @@ def _facts(
             files=files,
             bytes=sum(entry.bytes for entry in files),
             sha256=hashlib.sha256(listing.encode()).hexdigest(),
+            shape=shape.of(folder),
         )
     except KeyError as error:
         message = f"config.json has no {error.args[0]}: this is not a language model that can be trained here"

@@ -19,7 +19,7 @@ from core.options import (
     ResolvedResources,
 )
 from worker.folder import BaseSpec, LoraSpec, OptimSpec, TrainSpec
-from worker.prepare.folder import Facts, Note
+from worker.prepare.folder import Facts, Note, Prepared, Tokenised
 
 # Outside these a run almost never learns anything good.
 USUAL_LEARNING_RATES = (1e-7, 1e-3)
@@ -83,6 +83,36 @@ def learning_rate(model_type: str, hidden_size: int, batch: int, steps: int) -> 
     rate *= min(1.0, max(0.35, math.sqrt(batch / 128)))
     low, high = _LR_BOUNDS
     return float(f"{min(high, max(low, rate)):.2g}")
+
+
+def prepared(
+    tokenised: Tokenised,
+    options: JobOptions,
+    hyperparameters: Hyperparameters,
+    facts: Facts,
+    *,
+    seed: int,
+    fast_bf16: bool,
+) -> Prepared:
+    """A job on data that have been tokenised, by this job or by another."""
+    resolved, notes = resolve(
+        options,
+        hyperparameters,
+        Sizes(
+            examples=tokenised.train.examples,
+            longest=tokenised.train.longest,
+            prompt_tokens=tokenised.prompt_tokens,
+            completion_tokens=tokenised.completion_tokens,
+            validation=tokenised.valid is not None,
+        ),
+        facts,
+        length=tokenised.max_length,
+        length_reason=tokenised.max_length_reason,
+        form=tokenised.form,
+        seed=seed,
+        fast_bf16=fast_bf16,
+    )
+    return Prepared(**dict(tokenised), resolved=resolved, notes=tokenised.remarks + notes)
 
 
 def resolve(

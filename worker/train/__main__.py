@@ -34,6 +34,7 @@ def main() -> int:
     yield_cores()
     keep_memory()
     # Torch is loaded here: both settings must come before it.
+    from worker.train import measure
     from worker.train.load import Resident
     from worker.train.run import run
 
@@ -43,7 +44,7 @@ def main() -> int:
     if len(sys.argv) > 2:
         print("usage: python -m worker.train [DIR]", file=sys.stderr)
         return 2
-    child.serve(resident.preload, lambda folder: run(folder, resident))
+    child.serve(resident.preload, lambda folder: run(folder, resident), lambda: measure.machine().model_dump_json())
 
 
 if __name__ == "__main__":

@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import Tensor
 
+from worker import token_file
 from worker.train.faults import Refused
+
+_AT_ONCE = 1 << 20
+"""Tokens whose weights are in memory together while those of all rows are added up."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The content of a token file (``worker/folder.py`` tells its layout)."""
+    """The content of a token file (``worker/folder.py`` tells its layout), mapped from disk: a file of any size
+    costs a run no memory but for the rows it looks at."""
 
     input_ids: NDArray[np.int32]
     message_weight: NDArray[np.float32]
@@ -31,8 +35,9 @@ class Rows:
 
     @classmethod
     def read(cls, path: Path) -> "Rows":
-        tensors = load_file(path)
-        return cls(**tensors, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(**token_file.mapped(path), sha256=sha256)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -50,18 +55,33 @@ class Rows:
             raise Refused("row_too_short", f"{name}: {short} too short to learn from.", name)
         if int(self.input_ids.max(initial=0)) >= vocabulary or int(self.input_ids.min(initial=0)) < 0:
             raise Refused("token_out_of_range", f"{name} has tokens beyond the base model's {vocabulary}.", name)
-        if not (np.isfinite(self.message_weight).all() and (self.message_weight >= 0).all()):
+        # Least and greatest need no array of their own size, and are not finite when any number isn't.
+        least, greatest = self.message_weight.min(initial=0), self.message_weight.max(initial=0)
+        if not (np.isfinite(greatest) and least >= 0):
             raise Refused("bad_weight", f"{name} has a token weight that is negative or not finite.", name)
         long = self.lines[self.lengths > max_length]
         if len(long):
             raise Refused("row_too_long", f"{name}: {_lines(long)} longer than max_length {max_length}.", name)
 
-    def weights(self, prompt_loss_weight: float) -> NDArray[np.float32]:
-        """A token's weight in the loss. The first token of a row follows nothing, so nothing predicts it: 0."""
-        scale = np.where(self.completion == 1, np.float32(1), np.float32(prompt_loss_weight))
-        weights: NDArray[np.float32] = self.message_weight * scale
-        weights[self.offsets[:-1]] = 0
+    def weights(self, prompt_loss_weight: float, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
+        """The weight in the loss of each token of the rows ``first`` <= row < ``last``. The first token of a row
+        follows nothing, so nothing predicts it: 0."""
+        starts = self.offsets[first : len(self) if last is None else last]
+        end = self.offsets[len(self) if last is None else last]
+        part = slice(int(starts[0]), int(end))
+        scale = np.where(self.completion[part] == 1, np.float32(1), np.float32(prompt_loss_weight))
+        weights: NDArray[np.float32] = self.message_weight[part] * scale
+        weights[starts - starts[0]] = 0
         return weights
+
+    def groups(self, tokens: int) -> Iterator[tuple[int, int]]:
+        """All rows in order, some at a time: as few as hold this many tokens."""
+        first = 0
+        while first < len(self):
+            reached = int(np.searchsorted(self.offsets, self.offsets[first] + tokens))
+            last = min(len(self), max(first + 1, reached))
+            yield first, last
+            first = last
 
 
 def _lines(lines: NDArray[np.int64]) -> str:
@@ -124,10 +144,14 @@ class Batches:
         self._rows = rows
         self._size = size
         self._device = device
-        self._weights = rows.weights(prompt_loss_weight)
-        starts = rows.offsets[:-1]
-        self.row_weights: NDArray[np.float64] = np.add.reduceat(self._weights.astype(np.float64), starts)
-        self.row_trained: NDArray[np.int64] = np.add.reduceat((self._weights > 0).astype(np.int64), starts)
+        self._prompt_loss_weight = prompt_loss_weight
+        self.row_weights = np.empty(len(rows), np.float64)
+        self.row_trained = np.empty(len(rows), np.int64)
+        for first, last in rows.groups(_AT_ONCE):
+            weights = rows.weights(prompt_loss_weight, first, last)
+            starts = rows.offsets[first:last] - rows.offsets[first]
+            self.row_weights[first:last] = np.add.reduceat(weights.astype(np.float64), starts)
+            self.row_trained[first:last] = np.add.reduceat((weights > 0).astype(np.int64), starts)
 
     def weight(self, chosen: Sequence[int]) -> float:
         """Σ w over these rows: what a step's loss is divided by. Every rank knows all rows, so none has to ask."""
@@ -154,7 +178,7 @@ class Batches:
         positions, targets, weights, completion = [], [], [], []
         for n, i in enumerate(chosen):
             part = self._slice(i)
-            row, row_weights = self._rows.input_ids[part], self._weights[part]
+            row, row_weights = self._rows.input_ids[part], self._rows.weights(self._prompt_loss_weight, i, i + 1)
             ids[n, : len(row)] = row
             learned = np.flatnonzero(row_weights > 0)
             # The token at t is predicted by the output at t - 1.

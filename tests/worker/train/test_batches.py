@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests import tiny
+from worker.train import batches
 from worker.train.batches import Batches, Order, Rows
 from worker.train.faults import Refused
 
@@ -76,3 +77,22 @@ def test_token_files_are_read_as_the_folder_says(tmp_path: Path) -> None:
     rows = Rows.read(tmp_path / "f")
     assert (rows.input_ids.dtype, rows.offsets.dtype) == (np.int32, np.int64)
     assert len(rows) == 3
+
+
+def test_rows_are_mapped_and_their_weights_the_same_in_any_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_rows(tmp_path / "f", tiny.random_rows(50, seed=3))
+    rows = Rows.read(tmp_path / "f")
+    assert not rows.input_ids.flags.owndata
+    assert not rows.input_ids.flags.writeable
+    whole = Batches(rows, 0.1, 2, torch.device("cpu"))
+    for at_once in (1, 7, 100):
+        monkeypatch.setattr(batches, "_AT_ONCE", at_once)
+        assert [last for _, last in rows.groups(at_once)][-1] == 50
+        pieces = Batches(rows, 0.1, 2, torch.device("cpu"))
+        assert pieces.row_weights.tolist() == whole.row_weights.tolist()
+        assert pieces.row_trained.tolist() == whole.row_trained.tolist()
+    for row in (0, 17, 49):
+        part = slice(int(rows.offsets[row]), int(rows.offsets[row + 1]))
+        assert rows.weights(0.1, row, row + 1).tolist() == rows.weights(0.1)[part].tolist()

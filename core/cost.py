@@ -1,0 +1,364 @@
+"""What a run will take: seconds and memory, from the model's shape, the rows' lengths and a machine's measured rates.
+
+Pure arithmetic; knows no torch, no database and no file. A frozen matrix costs 4 operations a parameter and token, the
+head 4 a vocabulary entry, channel and learned token; the rest is what goes over memory, and a price for each operation.
+``make bench-estimate`` holds it against real runs (docs/benchmarks.md).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+_BYTES = {"fp32": 4, "bf16": 2}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Linear(_Record):
+    """Matrices of one name in all layers: what an adapter may be put on."""
+
+    name: str
+    count: int
+    inputs: int
+    outputs: int
+
+
+class Shape(_Record):
+    """The numbers of an architecture that decide what it costs."""
+
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    attention_width: int
+    """Heads times their size: what a query has in a layer."""
+    key_width: int
+    """The same of a key, fewer where heads share keys."""
+    feed_forward: int
+    heads: int
+    window: int | None = None
+    """Tokens that the layers of a sliding window see; their attention is another, dearer one for longer rows."""
+    windowed: int = 0
+    """Layers of a sliding window"""
+    linears: list[Linear]
+
+    @property
+    def body(self) -> int:
+        """Parameters of the layers' matrices: embeddings and head are not among them."""
+        return sum(one.count * one.inputs * one.outputs for one in self.linears)
+
+    def adapted(self, rank: int, targets: Literal["all-linear"] | Sequence[str]) -> "Adapter":
+        chosen = [one for one in self.linears if targets == "all-linear" or one.name in targets]
+        return Adapter(
+            parameters=sum(one.count * rank * (one.inputs + one.outputs) for one in chosen),
+            matrices=sum(one.count for one in chosen),
+            outputs=sum(one.count * one.outputs for one in chosen),
+        )
+
+
+class Adapter(NamedTuple):
+    parameters: int
+    matrices: int
+    outputs: int
+    """What all adapted matrices of the model put out for one token, in numbers."""
+
+
+class Machine(_Record):
+    """What a train worker measured of itself when it started (``worker/train/measure.py``), for one of its slots."""
+
+    flops: dict[Literal["fp32", "bf16"], float]
+    """Multiplications and additions a second in a matrix product of a few hundred tokens, by precision."""
+    bytes_per_second: float
+    """Read and written, in one pass over numbers that are in no cache."""
+    op_seconds: float
+    """One operation on a few numbers, forward and backward together: what is paid for each whatever its size."""
+    resident_bytes: int
+    """Memory of an idle trainer on the device: libraries on a processor, the context on an accelerator."""
+
+    def better(self, other: "Machine | None") -> "Machine":
+        """The best of two measurements: what else ran meanwhile made one worse, nothing made one better."""
+        if other is None:
+            return self
+        return Machine(
+            flops={name: max(rate, other.flops.get(name, 0.0)) for name, rate in self.flops.items()},
+            bytes_per_second=max(self.bytes_per_second, other.bytes_per_second),
+            op_seconds=min(self.op_seconds, other.op_seconds),
+            resident_bytes=min(self.resident_bytes, other.resident_bytes),
+        )
+
+
+class Plan(_Record):
+    """The choices of a job that decide what it costs; the names of ``core.options.Resolved``."""
+
+    rank: int
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    prompt_loss_weight: float
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    micro_batch_size: int
+    max_length: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    evaluations: int = 0
+
+
+class Sample(_Record):
+    """Rows drawn evenly from all of a file, in the file's order: enough to know how long batches are."""
+
+    rows: int
+    """Rows in the file."""
+    sizes: list[tuple[int, int]]
+    """(tokens, completion tokens with a weight) of the drawn ones"""
+    longest: tuple[int, int] = (0, 0)
+    """The file's longest row, which decides the memory."""
+
+    def cut(self, length: int) -> "Sample":
+        """The same rows with at most ``length`` tokens: a longer row loses from its prompt first."""
+        return Sample(
+            rows=self.rows,
+            sizes=[(min(tokens, length), min(completion, length)) for tokens, completion in self.sizes],
+            longest=(min(self.longest[0], length), min(self.longest[1], length)),
+        )
+
+
+class Micro(NamedTuple):
+    """What goes through the layers at once."""
+
+    rows: int
+    width: int
+    """Tokens of the longest; the others are padded to it."""
+    learned: int
+    """Tokens with a loss."""
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.width
+
+
+class Terms(NamedTuple):
+    """Parts of a time as the machine's rates alone give them, in seconds; :data:`FACTORS` has a factor for each."""
+
+    products: float = 0.0
+    """The layers' matrix products: 2 operations a parameter and token forward, 2 for the gradient of the input."""
+    streams: float = 0.0
+    """Weights of the layers and the head read from memory, however few tokens there are."""
+    adapters: float = 0.0
+    """The adapter's own products: 6 operations a parameter and token, in matrices too narrow to be quick."""
+    elements: float = 0.0
+    """What goes over the activations number by number: norms, rotations, gates, sums."""
+    attention: float = 0.0
+    operations: float = 0.0
+    """A fixed price for each operation of a layer."""
+    head: float = 0.0
+    """Logits and the gradient through them: 4 operations a vocabulary entry, channel and learned token."""
+    softmax: float = 0.0
+    """What goes over the logits number by number."""
+    optimizer: float = 0.0
+
+    def plus(self, other: "Terms") -> "Terms":
+        return Terms(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, factor: float) -> "Terms":
+        return Terms(*(factor * one for one in self))
+
+    @property
+    def seconds(self) -> float:
+        return sum(factor * one for factor, one in zip(FACTORS, self, strict=True))
+
+
+FACTORS = Terms(
+    products=1.82,
+    streams=9.5,
+    adapters=3.64,
+    elements=8.74,
+    attention=1.47,
+    operations=12.65,
+    head=1.0,
+    softmax=2.29,
+    optimizer=3.5,
+)
+"""Fitted to real runs (``python -m bench.estimate --fit``) of other seeds than those that the figures are told of."""
+_LAYER_OPERATIONS, _ADAPTER_OPERATIONS = 60, 6
+"""Operations of a layer, and of an adapter on one matrix, as the profiler counts them forward."""
+_HEAD_ROWS = 512
+"""Learned tokens for which the head's weights are read once (``worker/train/loss.py``)."""
+
+
+def micro_batch(shape: Shape, plan: Plan, batch: Micro, machine: Machine, *, backward: bool = True) -> Terms:
+    rate = machine.flops.get(plan.precision, machine.flops["fp32"])
+    width, tokens = _BYTES[plan.precision], batch.tokens
+    adapter = shape.adapted(plan.rank, plan.target_modules)
+    # Of three equal parts forward, gradient of inputs and gradient of weights, a frozen matrix lacks the third.
+    # With checkpointing the forward pass is done twice.
+    passes = (3 if plan.gradient_checkpointing else 2) if backward else 1
+    head = shape.vocab_size * shape.hidden_size
+    streams = passes * shape.body + (2 if backward else 1) * head * math.ceil(batch.learned / _HEAD_ROWS)
+    pairs = batch.rows * batch.width**2 * shape.attention_width * shape.layers
+    operations = shape.layers * _LAYER_OPERATIONS + adapter.matrices * _ADAPTER_OPERATIONS
+    return Terms(
+        products=passes * 2 * shape.body * tokens / rate,
+        streams=streams * width / machine.bytes_per_second,
+        adapters=(passes + 1 if backward else 1) * 2 * adapter.parameters * tokens / rate,
+        elements=passes
+        * (_numbers(shape, adapter) * tokens * width + 4 * _pairs(shape, batch.rows, batch.width))
+        / machine.bytes_per_second,
+        attention=passes * 4 * pairs / rate,
+        operations=passes / 2 * operations * machine.op_seconds,
+        head=(4 if backward else 2) * head * batch.learned / rate,
+        softmax=(2 if backward else 1) * shape.vocab_size * batch.learned * 4 / machine.bytes_per_second,
+    )
+
+
+def _numbers(shape: Shape, adapter: Adapter) -> int:
+    """Numbers of the activations of all layers for one token: what the passes over them go over."""
+    layer = 6 * shape.hidden_size + 4 * shape.attention_width + 3 * shape.key_width + 4 * shape.feed_forward
+    return shape.layers * layer + adapter.outputs
+
+
+def _pairs(shape: Shape, rows: int, width: int) -> int:
+    """Pairs of tokens whose attention is written down: with a mask of its own, attention is not done in tiles."""
+    if shape.window is None or width <= shape.window:
+        return 0
+    return rows * width**2 * shape.heads * shape.windowed
+
+
+def update(shape: Shape, plan: Plan, machine: Machine) -> Terms:
+    """The optimizer, once a step."""
+    adapter = shape.adapted(plan.rank, plan.target_modules)
+    # Value, gradient and two moments, read and written; the gradient's norm reads it once more.
+    moved = 10 * 4 * adapter.parameters
+    return Terms(optimizer=moved / machine.bytes_per_second + 2 * adapter.matrices * machine.op_seconds)
+
+
+def batches(plan: Plan, sample: Sample) -> Iterator[list[Micro]]:
+    """The micro-batches of some steps, cut as the trainer cuts them: neighbours in length together."""
+    size = max(1, min(plan.batch_size, sample.rows))
+    sizes = sample.sizes
+    # The drawn rows stand for all of them: a step that has more rows than were drawn sees some of them twice.
+    steps = max(1, min(_STEPS, len(sizes) // size))
+    for step in range(steps):
+        chosen = sorted(sizes[(step * size + index) % len(sizes)] for index in range(size))
+        yield [_micro(plan, chosen[at : at + plan.micro_batch_size]) for at in range(0, size, plan.micro_batch_size)]
+
+
+_STEPS = 200
+
+
+def _micro(plan: Plan, rows: Sequence[tuple[int, int]]) -> Micro:
+    width = min(plan.max_length, max(tokens for tokens, _ in rows))
+    # The first token of a row is predicted by nothing.
+    learned = sum(tokens - 1 if plan.prompt_loss_weight else completion for tokens, completion in rows)
+    return Micro(len(rows), width, learned)
+
+
+def step(shape: Shape, plan: Plan, sample: Sample, machine: Machine) -> Terms:
+    """An optimizer step of this plan, on the average of its rows."""
+    steps = list(batches(plan, sample))
+    total = Terms()
+    for cut in steps:
+        for one in cut:
+            total = total.plus(micro_batch(shape, plan, one, machine))
+    return total.times(1 / len(steps)).plus(update(shape, plan, machine))
+
+
+class Memory(NamedTuple):
+    """Bytes on the device at the highest point."""
+
+    program: float
+    weights: float
+    adapter: float
+    """Values, gradients and two moments."""
+    activations: float
+    """What the layers keep of the longest micro-batch for the way back."""
+    other: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+_KEPT = 1.05
+"""Bytes of activations for each that is counted: some are views of others, and the way back makes a few more."""
+_KEPT_PAIRS = 1.6
+"""Numbers that are kept of each pair of tokens where attention writes them down."""
+_BUFFERS, _GAPS = 40e6, 0.19
+"""Tiles of logits and the optimizer's scratch; what the allocator can't use beside the weights, as a share of them."""
+
+
+def memory(shape: Shape, plan: Plan, longest: int, machine: Machine) -> Memory:
+    """``longest``: tokens of the longest row."""
+    width = _BYTES[plan.precision]
+    adapter = shape.adapted(plan.rank, plan.target_modules)
+    length = min(plan.max_length, longest)
+    tokens = plan.micro_batch_size * length
+    kept = _numbers(shape, adapter)
+    if plan.gradient_checkpointing:
+        # The input of each layer, and one layer whole.
+        kept = shape.layers * shape.hidden_size + kept // shape.layers
+    weights = shape.parameters * width
+    return Memory(
+        program=machine.resident_bytes,
+        weights=weights,
+        adapter=16 * adapter.parameters,
+        activations=_KEPT * kept * tokens * width + _KEPT_PAIRS * 4 * _pairs(shape, plan.micro_batch_size, length),
+        other=_BUFFERS + _GAPS * weights,
+    )
+
+
+class Cost(NamedTuple):
+    seconds: float
+    """All of it, from an idle trainer that has its libraries to the written artifact."""
+    step_seconds: float
+    memory: Memory
+
+
+# Measured on an NVMe disk through the page cache (docs/benchmarks.md): reading weights, writing and hashing the rest.
+_READ, _WRITE, _HASHED = 1.3e9, 3e8, 2e8
+_BEGIN, _SAVE, _END = 0.1, 0.01, 0.05
+_TOKENIZER = 130
+"""Bytes of a tokenizer's files for each entry of the vocabulary."""
+_RECOVERY_SECONDS, _RECOVERY_SHARE = 300, 0.1
+"""Longest time, and largest share of the run, between two checkpoints (``worker/folder.py``)."""
+
+
+def of(shape: Shape, plan: Plan, sample: Sample, machine: Machine, valid: Sample | None = None) -> Cost:
+    one = step(shape, plan, sample, machine).seconds
+    adapter = shape.adapted(plan.rank, plan.target_modules).parameters
+    fixed = (
+        _BEGIN
+        + shape.parameters * _BYTES[plan.precision] / _READ
+        + _saves(plan, one) * (_SAVE + 12 * adapter / _WRITE)
+        + _END
+        + (4 * adapter + _TOKENIZER * shape.vocab_size) / _HASHED
+    )
+    judged = 0.0 if valid is None else plan.evaluations * _evaluation(shape, plan, valid, machine)
+    longest = max(sample.longest[0], valid.longest[0] if valid is not None else 0)
+    return Cost(
+        seconds=one * plan.total_steps + judged + fixed,
+        step_seconds=one,
+        memory=memory(shape, plan, longest, machine),
+    )
+
+
+def _saves(plan: Plan, step_seconds: float) -> int:
+    """Checkpoints: at the end of each epoch, and in between as often as recovery wants them."""
+    between = min(
+        math.floor(_RECOVERY_SHARE * plan.total_steps), math.floor(_RECOVERY_SECONDS / max(step_seconds, 1e-9))
+    )
+    whole, rest = divmod(plan.total_steps, plan.steps_per_epoch)
+    return whole * math.ceil(plan.steps_per_epoch / max(1, between)) + math.ceil(rest / max(1, between))
+
+
+def _evaluation(shape: Shape, plan: Plan, valid: Sample, machine: Machine) -> float:
+    """One pass over the validation rows, neighbours in length together."""
+    rows = sorted(valid.sizes)
+    total = Terms()
+    for at in range(0, len(rows), plan.micro_batch_size):
+        cut = _micro(plan, rows[at : at + plan.micro_batch_size])
+        total = total.plus(micro_batch(shape, plan, cut, machine, backward=False))
+    return total.seconds * valid.rows / max(1, len(rows))

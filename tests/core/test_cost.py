@@ -1,0 +1,105 @@
+"""The estimator's arithmetic: what must grow with what, and what must not matter."""
+
+import pytest
+
+from core import cost
+from core.cost import Linear, Machine, Plan, Sample, Shape
+
+SHAPE = Shape(
+    parameters=268_098_176,
+    layers=18,
+    hidden_size=640,
+    vocab_size=262_144,
+    attention_width=1024,
+    key_width=256,
+    feed_forward=2048,
+    heads=4,
+    window=512,
+    windowed=15,
+    linears=[
+        Linear(name="q_proj", count=18, inputs=640, outputs=1024),
+        Linear(name="k_proj", count=18, inputs=640, outputs=256),
+        Linear(name="v_proj", count=18, inputs=640, outputs=256),
+        Linear(name="o_proj", count=18, inputs=1024, outputs=640),
+        Linear(name="gate_proj", count=18, inputs=640, outputs=2048),
+        Linear(name="up_proj", count=18, inputs=640, outputs=2048),
+        Linear(name="down_proj", count=18, inputs=2048, outputs=640),
+    ],
+)
+MACHINE = Machine(flops={"fp32": 1.85e11}, bytes_per_second=6e10, op_seconds=8e-6, resident_bytes=376_000_000)
+SAMPLE = Sample(rows=64, sizes=[(100 + 2 * n, 60) for n in range(64)], longest=(226, 60))
+PLAN = Plan(
+    rank=16,
+    prompt_loss_weight=0.0,
+    total_steps=16,
+    steps_per_epoch=8,
+    batch_size=8,
+    micro_batch_size=1,
+    max_length=512,
+)
+
+
+def of(**changes: object) -> cost.Cost:
+    return cost.of(SHAPE, PLAN.model_copy(update=changes), SAMPLE, MACHINE)
+
+
+def test_an_adapters_parameters_are_what_peft_makes() -> None:
+    """PEFT counts 3,796,992 at rank 16 on all linear layers of this model."""
+    assert SHAPE.adapted(16, "all-linear").parameters == 3_796_992
+    assert SHAPE.adapted(16, ["q_proj", "v_proj"]).parameters == 18 * 16 * (640 + 1024 + 640 + 256)
+
+
+def test_twice_the_steps_take_twice_as_long() -> None:
+    one, two = of(total_steps=100), of(total_steps=200)
+    assert two.seconds / one.seconds == pytest.approx(2, rel=0.02)
+    assert two.memory == one.memory
+
+
+def test_learning_the_prompts_costs_the_head_for_each_of_their_tokens() -> None:
+    assert of(prompt_loss_weight=0.1).seconds > 1.15 * of().seconds
+
+
+@pytest.mark.parametrize(("change", "part"), [({"rank": 64}, "adapter"), ({"micro_batch_size": 4}, "activations")])
+def test_memory_grows_with_rank_and_with_rows_side_by_side(change: dict[str, int], part: str) -> None:
+    assert getattr(of(**change).memory, part) == pytest.approx(4 * getattr(of().memory, part))
+
+
+def test_rows_beyond_a_sliding_window_keep_every_pair_of_tokens() -> None:
+    def activations(length: int) -> float:
+        return cost.memory(SHAPE, PLAN.model_copy(update={"max_length": 4096}), length, MACHINE).activations
+
+    assert activations(512) == pytest.approx(2 * activations(256))
+    assert activations(1024) > 2.2 * activations(512)
+
+
+def test_checkpointing_trades_time_for_memory() -> None:
+    plain, saving = of(micro_batch_size=8), of(micro_batch_size=8, gradient_checkpointing=True)
+    assert saving.memory.activations < 0.2 * plain.memory.activations
+    assert 1.1 < saving.step_seconds / plain.step_seconds < 1.5
+
+
+def test_rows_that_are_cut_cost_what_is_left_of_them() -> None:
+    cut = SAMPLE.cut(64)
+    plan = PLAN.model_copy(update={"max_length": 64})
+    assert cost.of(SHAPE, plan, cut, MACHINE).seconds < 0.7 * of().seconds
+
+
+def test_a_batch_larger_than_the_file_is_the_file() -> None:
+    few = Sample(rows=3, sizes=[(50, 20)] * 3, longest=(50, 20))
+    plan = PLAN.model_copy(update={"batch_size": 64})
+    assert [len(cut) for cut in cost.batches(plan, few)] == [3]
+
+
+def test_checkpoints_are_counted_as_the_trainer_writes_them() -> None:
+    """Each epoch's end, and in between a tenth of the run or five minutes apart."""
+    assert cost._saves(PLAN.model_copy(update={"total_steps": 100, "steps_per_epoch": 50}), 1.0) == 10
+    assert cost._saves(PLAN.model_copy(update={"total_steps": 100, "steps_per_epoch": 5}), 1.0) == 20
+    assert cost._saves(PLAN.model_copy(update={"total_steps": 4, "steps_per_epoch": 2}), 1.0) == 4
+    assert cost._saves(PLAN.model_copy(update={"total_steps": 100, "steps_per_epoch": 100}), 150.0) == 50
+
+
+def test_of_two_measurements_the_best_counts() -> None:
+    disturbed = MACHINE.model_copy(update={"flops": {"fp32": 9e10}, "op_seconds": 7e-6})
+    assert MACHINE.better(disturbed).flops == MACHINE.flops
+    assert MACHINE.better(disturbed).op_seconds == 7e-6
+    assert MACHINE.better(None) == MACHINE
