@@ -252,8 +252,8 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         rows = rows_of(point, found.vocab_size)
         sizes = [(len(tokens), sum(learned)) for tokens, learned, *_ in rows]
         sample = Sample(rows=len(rows), sizes=sizes, longest=max(sizes))
-        one = plan_of(point, 1, sample.longest[0])
-        per_step = cost.step(found, one, sample, here).seconds
+        epoch = plan_of(point, -(-point.rows // point.batch), sample.longest[0])
+        per_step = cost.step(found, epoch, sample, here).seconds
         steps = max(1, round(args.seconds / per_step))
         if steps * point.batch < point.rows:
             # Every row once at least, as in any job: the longest decides the memory.

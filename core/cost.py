@@ -7,6 +7,7 @@ head 4 a vocabulary entry, channel and learned token; the rest is what goes over
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -235,9 +236,8 @@ def update(shape: Shape, plan: Plan, machine: Machine) -> Terms:
     return Terms(optimizer=moved / machine.bytes_per_second + 2 * adapter.matrices * machine.op_seconds)
 
 
-def batches(plan: Plan, sample: Sample) -> Iterator[list[Micro]]:
-    """The micro-batches of some steps, cut as the trainer cuts them: neighbours in length together."""
-    size = max(1, min(plan.batch_size, sample.rows))
+def batches(plan: Plan, sample: Sample, size: int) -> Iterator[list[Micro]]:
+    """The micro-batches of some steps of so many rows, cut as the trainer cuts them: neighbours in length together."""
     sizes = sample.sizes
     # The drawn rows stand for all of them: a step that has more rows than were drawn sees some of them twice.
     steps = max(1, min(_STEPS, len(sizes) // size))
@@ -257,13 +257,17 @@ def _micro(plan: Plan, rows: Sequence[tuple[int, int]]) -> Micro:
 
 
 def step(shape: Shape, plan: Plan, sample: Sample, machine: Machine) -> Terms:
-    """An optimizer step of this plan, on the average of its rows."""
-    steps = list(batches(plan, sample))
+    """An optimizer step of this plan, on the average of all of them: an epoch's last one has the rows that are left."""
+    whole = max(1, min(plan.batch_size, sample.rows))
+    rest = sample.rows % whole
+    partial = plan.total_steps // plan.steps_per_epoch if rest else 0
     total = Terms()
-    for cut in steps:
-        for one in cut:
-            total = total.plus(micro_batch(shape, plan, one, machine))
-    return total.times(1 / len(steps)).plus(update(shape, plan, machine))
+    for size, count in ((whole, plan.total_steps - partial), (rest, partial)):
+        if count:
+            steps = list(batches(plan, sample, size))
+            parts = (micro_batch(shape, plan, one, machine) for cut in steps for one in cut)
+            total = total.plus(reduce(Terms.plus, parts).times(count / len(steps)))
+    return total.times(1 / plan.total_steps).plus(update(shape, plan, machine))
 
 
 class Memory(NamedTuple):

@@ -55,6 +55,14 @@ def test_twice_the_steps_take_twice_as_long() -> None:
     assert two.memory == one.memory
 
 
+def test_the_last_step_of_an_epoch_has_the_rows_that_are_left() -> None:
+    """24 rows in batches of 16 are steps of 16 and of 8, and no epoch has more rows than there are."""
+    sample = Sample(rows=24, sizes=[(100, 60)] * 24, longest=(100, 60))
+    plans = [PLAN.model_copy(update=one) for one in ({"batch_size": 16, "steps_per_epoch": 2}, {"steps_per_epoch": 3})]
+    steps = [cost.step(SHAPE, plan, sample, MACHINE)._replace(optimizer=0) for plan in plans]
+    assert 2 * steps[0].seconds == pytest.approx(3 * steps[1].seconds)
+
+
 def test_learning_the_prompts_costs_the_head_for_each_of_their_tokens() -> None:
     assert of(prompt_loss_weight=0.1).seconds > 1.15 * of().seconds
 
@@ -86,8 +94,9 @@ def test_rows_that_are_cut_cost_what_is_left_of_them() -> None:
 
 def test_a_batch_larger_than_the_file_is_the_file() -> None:
     few = Sample(rows=3, sizes=[(50, 20)] * 3, longest=(50, 20))
-    plan = PLAN.model_copy(update={"batch_size": 64})
-    assert [len(cut) for cut in cost.batches(plan, few)] == [3]
+    plan = PLAN.model_copy(update={"batch_size": 64, "steps_per_epoch": 1})
+    whole = PLAN.model_copy(update={"batch_size": 3, "steps_per_epoch": 1})
+    assert cost.step(SHAPE, plan, few, MACHINE) == cost.step(SHAPE, whole, few, MACHINE)
 
 
 def test_checkpoints_are_counted_as_the_trainer_writes_them() -> None:
