@@ -265,6 +265,8 @@ OBJECTS: dict[str, Json] = {
         ],
         "tokens": {
             "examples": 240,
+            "validation": 0,
+            "sources": {},
             "per_epoch": 16382,
             "trained_per_epoch": 6120,
             "total": 49146,

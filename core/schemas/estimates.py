@@ -26,6 +26,10 @@ class Choice(BaseModel):
 
 class Tokens(BaseModel):
     examples: int
+    validation: int
+    """Examples of the validation file, or held out."""
+    sources: dict[str, int]
+    """Where files are mixed: how many examples of an epoch each gives."""
     per_epoch: int
     trained_per_epoch: int
     """Of completions."""

@@ -84,6 +84,8 @@ def estimate(session: Session, tenant: Tenant, wanted: JobCreate, found: Json, s
         choices=_choices(session, run, sites, base, resolved, found) if run is not None and reason is not None else [],
         tokens=wire.Tokens(
             examples=train["examples"],
+            validation=found["valid"]["examples"] if found["valid"] else 0,
+            sources=train["sources"],
             per_epoch=train["tokens"],
             trained_per_epoch=train["trained_tokens"],
             total=total,

@@ -79,6 +79,24 @@ def test_the_job_after_an_estimate_is_what_was_estimated_and_needs_no_preparing(
     assert not child.started
 
 
+def test_what_is_mixed_and_held_out_is_counted_and_what_the_job_then_has(
+    parts: Parts, account: Account, runner: Runner, base: BaseModel
+) -> None:
+    train_worker(parts)
+    mine, other = upload(account, chat_rows(40)), upload(account, chat_rows(30, name="other"))
+    ext = {"data": {"mix": [{"file_id": other, "weight": 0.5}], "validation_fraction": 0.25}}
+    found = ask(account, runner, training_file=mine, ext=ext, seed=3)["tokens"]
+    assert set(found["sources"]) == {"training_file", other}
+    assert sum(found["sources"].values()) == found["examples"]
+    assert 0 < found["validation"] < 30
+    job = create(account, training_file=mine, ext=ext, seed=3).json()
+    child = runner.slot.prepare()
+    assert runner.work_once()
+    assert not child.started
+    data = account.http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["ext"]["data"]
+    assert (data["train"]["examples"], data["valid"]["examples"]) == (found["examples"], found["validation"])
+
+
 @pytest.mark.parametrize(("memory", "slots"), [(490_000_000, 1), (980_000_000, 2)])
 def test_what_does_not_fit_is_refused_with_the_smallest_change_that_does(
     parts: Parts, account: Account, runner: Runner, base: BaseModel, memory: int, slots: int

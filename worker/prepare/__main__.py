@@ -5,28 +5,21 @@ Knows no database, queue or object store. Only registering a model imports torch
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from core import options
 from core.errors import JobError
-from core.formats import templates
 from core.formats.containers import weight
 from core.formats.reading import read_file
-from core.formats.report import FAULTS_KEPT, REMARKS, Fault, Format, Report
-from worker.folder import EXIT_USER_ERROR, Event
-from worker.prepare import limits, questions, resolve, shares, tokenise
+from core.formats.report import Report
+from worker.folder import EXIT_USER_ERROR
+from worker.prepare import job, limits, questions, tokenise
+from worker.prepare.events import Events
+from worker.prepare.faults import Refused
 from worker.prepare.folder import (
     CheckFile,
-    Counts,
-    Named,
-    Note,
-    Prepared,
     PrepareJob,
     PreviewFile,
     Question,
@@ -35,47 +28,8 @@ from worker.prepare.folder import (
     Spec,
     SurveyFile,
     TaskError,
-    Tokenised,
     ValidateFile,
 )
-
-_EVENT_SECONDS = 0.5
-_TRAINING = "invalid_training_file"
-
-
-class _Refused(Exception):
-    """The user's data or options are wrong."""
-
-    def __init__(self, error: TaskError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-def _refuse(code: str, message: str, param: str, lines: list[int] | None = None) -> _Refused:
-    return _Refused(TaskError(code=code, message=message, param=param, lines=lines or []))
-
-
-class _Events:
-    """events.jsonl. Progress comes at most twice a second: it is for people."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / "events.jsonl").open("a", encoding="utf-8")
-        self._last = 0.0
-
-    def phase(self, phase: str, percent: float, message: str) -> None:
-        self._write(Event(type="phase", t=time.time(), phase=phase, percent=round(percent, 1), message=message))
-
-    def progress(self, phase: str, percent: float, message: str) -> None:
-        if time.monotonic() - self._last >= _EVENT_SECONDS:
-            self._last = time.monotonic()
-            self.phase(phase, percent, message)
-
-    def note(self, note: Note) -> None:
-        self._write(Event(type="message", t=time.time(), level=note.level, message=note.message, data=note.data))
-
-    def _write(self, event: Event) -> None:
-        self._file.write(event.model_dump_json() + "\n")
-        self._file.flush()
 
 
 def run(folder: Path) -> int:
@@ -85,7 +39,7 @@ def run(folder: Path) -> int:
     except (OSError, ValidationError) as error:
         print(f"{folder} has no good spec.json: {error}", file=sys.stderr)
         return 2
-    events = _Events(folder)
+    events = Events(folder)
     try:
         match spec:
             case CheckFile():
@@ -93,15 +47,15 @@ def run(folder: Path) -> int:
             case RegisterModel():
                 result = _register(spec, folder, events)
             case PrepareJob():
-                result = Result(prepared=_prepare(spec, folder, events))
+                result = Result(prepared=job.prepare(spec, folder, events))
             case SurveyFile() | ValidateFile() | PreviewFile():
                 result = Result(answer=_answer(spec, folder, events))
-    except _Refused as refused:
+    except Refused as refused:
         result = Result(error=refused.error)
     except JobError as error:
         result = Result(error=TaskError(code=error.error_code or "invalid", message=error.message, param=error.param))
     except limits.Exhausted as error:
-        result = Result(error=TaskError(code="limit_exceeded", message=str(error), param="training_file"))
+        result = Result(error=TaskError(code="limit_exceeded", message=str(error), param=_blamed(spec, error)))
     except MemoryError:
         message = "preparing this data takes more memory than is allowed"
         result = Result(error=TaskError(code="limit_exceeded", message=message, param="training_file"))
@@ -111,7 +65,13 @@ def run(folder: Path) -> int:
     return EXIT_USER_ERROR if result.error is not None else 0
 
 
-def _register(spec: RegisterModel, folder: Path, events: _Events) -> Result:
+def _blamed(spec: Spec, limit: limits.Exhausted) -> str:
+    """A template that came with the request is its sender's; the base model's own is not."""
+    given = not isinstance(spec, CheckFile | RegisterModel | SurveyFile) and spec.options.chat_template != "base"
+    return "ext.chat_template" if given and limit.by_template else "training_file"
+
+
+def _register(spec: RegisterModel, folder: Path, events: Events) -> Result:
     from worker.prepare import register
 
     facts = register.convert(
@@ -126,236 +86,15 @@ def _register(spec: RegisterModel, folder: Path, events: _Events) -> Result:
     return Result(facts=facts)
 
 
-def _check(spec: CheckFile, events: _Events) -> Report:
+def _check(spec: CheckFile, events: Events) -> Report:
     limits.apply(weight(spec.path))
     return read_file(spec.path, progress=lambda percent: events.progress("checking", percent, "checking the file"))
 
 
-def _answer(spec: Question, folder: Path, events: _Events) -> dict[str, Any]:  # Any: JSON
+def _answer(spec: Question, folder: Path, events: Events) -> dict[str, Any]:  # Any: JSON
     others = [] if isinstance(spec, PreviewFile) or spec.validation is None else [spec.validation]
     limits.apply(sum(weight(path) for path in (spec.data, *others)))
     return questions.answer(spec, folder, lambda percent: events.progress("reading", percent, "reading the file"))
-
-
-def _prepare(spec: PrepareJob, folder: Path, events: _Events) -> Prepared:
-    paths = (spec.train, spec.valid, *(mixed.path for mixed in spec.mix))
-    repeats = 1 + sum(mixed.weight for mixed in spec.mix)
-    limits.apply(int(repeats * sum(weight(path) for path in paths if path is not None)))
-    (folder / "chat_template.jinja").write_text(tokenise.template_text(spec.base, spec.options), "utf-8")
-    # The API has refused these already; a folder written by hand gets the same answer.
-    faults = options.unsupported(spec.options) + options.conflicts(spec.options, spec.hyperparameters)
-    if faults:
-        raise _refuse("invalid_value", faults[0].message, faults[0].path)
-    given = spec.options.max_length
-    if given != "auto" and given > spec.facts.context_length:
-        message = f"ext.max_length: {given} is more than the model's context, {spec.facts.context_length}"
-        raise _refuse("invalid_value", message, "ext.max_length")
-    events.phase("preparing", 0, "reading the tokenizer")
-    encoder = tokenise.encoder(spec.base, spec.facts, spec.options)
-    notes: list[Note] = []
-    with tokenise.Spool(folder, "train") as train, tokenise.Spool(folder, "valid") as valid:
-        form = _tokenise(spec, spec.train, "training_file", encoder, train, events, notes)
-        for n, mixed in enumerate(spec.mix, 1):
-            _tokenise(spec, mixed.path, f"ext.data.mix[{n - 1}].file_id", encoder, train, events, notes, source=n)
-        other = form
-        if spec.valid is not None:
-            other = _tokenise(spec, spec.valid, "validation_file", encoder, valid, events, notes)
-        if other != form:
-            message = f"the validation file has other rows than the training file, which has {form} rows"
-            raise _refuse("invalid_validation_file", message, "validation_file")
-        length, why = resolve.max_length(
-            spec.options,
-            spec.facts.context_length,
-            int(max(train.lengths.max(initial=0), valid.lengths.max(initial=0))),
-        )
-        events.phase("preparing", 95, "writing the tokens")
-        chosen, held_out = _divide(spec, train, length)
-        trained = _write(spec, folder, "train", train, length, chosen)
-        validated = None
-        if spec.valid is not None or held_out is not None:
-            validated = _write(spec, folder, "valid", valid if held_out is None else train, length, held_out)
-        notes += _shares(spec, trained, validated) + _warnings(trained, validated, encoder, length)
-        tokenised = Tokenised(
-            form=form,
-            train=trained,
-            valid=validated,
-            prompt_tokens=train.prompt_tokens,
-            completion_tokens=train.completion_tokens,
-            max_length=length,
-            max_length_reason=why,
-            sample=tokenise.sample(folder / "train.safetensors"),
-            valid_sample=tokenise.sample(folder / "valid.safetensors") if validated is not None else None,
-            dated=templates.dated(tokenise.template_text(spec.base, spec.options)),
-            remarks=notes,
-        )
-    prepared = resolve.prepared(
-        tokenised, spec.options, spec.hyperparameters, spec.facts, seed=spec.seed, fast_bf16=spec.fast_bf16
-    )
-    for note in prepared.notes:
-        events.note(note)
-    return prepared
-
-
-def _tokenise(
-    spec: PrepareJob,
-    path: Path,
-    param: str,
-    encoder: tokenise.Encoder,
-    spool: tokenise.Spool,
-    events: _Events,
-    notes: list[Note],
-    source: int = 0,
-) -> Format:
-    """A file into the spool. Bad rows are left out if the job allows so many of them, and otherwise end it."""
-    what = param.replace("_", " ") if not source else f"file {spec.mix[source - 1].file_id}"
-    # Only a row's content and the seed say on which side it is.
-    key = spec.seed.to_bytes(8, "little") if spec.options.data.validation_fraction is not None else None
-    batcher = tokenise.Batcher(encoder, spool, source, key)
-    report = read_file(
-        path,
-        batcher.add,
-        format="auto" if source else spec.options.format,
-        progress=lambda percent: events.progress("preparing", percent * 0.9, f"tokenising the {what}"),
-    )
-    batcher.flush()
-    allowed = spec.options.data.max_invalid_fraction
-    faults = [*report.faults, *(Fault(line=f.line, code=f.code, message=f.message) for f in batcher.faults)]
-    faults.sort(key=lambda fault: fault.line)
-    lines = list(dict.fromkeys(fault.line for fault in faults))[:FAULTS_KEPT]
-    told = report.model_copy(
-        update={"faults": faults[:FAULTS_KEPT], "fault_count": report.fault_count + batcher.faulty}
-    )
-    if report.spoiled(allowed, batcher.faulty):
-        message = f"The {what} has {told.fault_count} faults:\n{told.summary()}"
-        if told.fault_count == 1:
-            message = told.summary()
-        if allowed and not report.broken:
-            bad, of = report.bad_rows + batcher.faulty, report.rows + report.bad_rows
-            message = f"{bad} of {of} rows are bad, more than ext.data.max_invalid_fraction allows. {message}"
-        raise _refuse("invalid_validation_file" if param == "validation_file" else _TRAINING, message, param, lines)
-    if faults:
-        bad, of = report.bad_rows + batcher.faulty, report.rows + report.bad_rows
-        message = f"{param}: {bad} of {of} rows are bad and were left out:\n{told.summary(10)}"
-        notes.append(Note(level="warn", message=message, data={"param": param, "lines": lines}))
-    if report.conversion is not None:
-        data = {"param": param, "converted_from": report.converted_from}
-        notes.append(Note(message=f"{param}: {report.conversion}", data=data))
-    assert report.format is not None  # a file without rows is a fault
-    return report.format
-
-
-def _divide(
-    spec: PrepareJob, spool: tokenise.Spool, length: int
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """Rows to train on, as often as they come, and rows held out; None: all of them, and none."""
-    fraction, weights = spec.options.data.validation_fraction, [mixed.weight for mixed in spec.mix]
-    if fraction is None and not weights:
-        return None, None
-    sources = np.array(spool.sources, dtype=np.uint8)
-    whole = np.arange(len(sources), dtype=np.int64)
-    # Rows that are left out don't count in any share; they come along to be named.
-    fits = np.ones(len(sources), bool) if spec.options.data.over_length == "truncate" else spool.lengths <= length
-    held = np.zeros(len(sources), bool)
-    if fraction is not None:
-        try:
-            held[fits] = shares.held_out(np.array(spool.digests, dtype=np.uint64)[fits], fraction)
-        except shares.TooFew:
-            path = "ext.data.validation_fraction"
-            message = f"{path}: the data have not two different rows to be divided between training and validation"
-            raise _refuse("invalid_n_examples", message, path) from None
-
-    def side(mask: NDArray[np.bool_], repeat: bool) -> NDArray[np.int64]:
-        rows = whole[mask & fits]
-        return rows[shares.mixed(sources[rows], weights, spec.seed, repeat=repeat)]
-
-    chosen = np.sort(np.concatenate([side(~held, True), whole[~fits]]))
-    return chosen, side(held, False) if fraction is not None else None
-
-
-def _shares(spec: PrepareJob, trained: Counts, validated: Counts | None) -> list[Note]:
-    notes = []
-    if spec.mix:
-        listed = ", ".join(f"{count} of {name.replace('_', ' ')}" for name, count in trained.sources.items())
-        notes.append(Note(message=f"An epoch has {listed}.", data={"examples": trained.sources}))
-    if spec.options.data.validation_fraction is not None and validated is not None:
-        message = f"{validated.examples} examples are held out for validation, {trained.examples} trained on."
-        notes.append(Note(message=message, data={"validation": validated.examples, "training": trained.examples}))
-    return notes
-
-
-def _write(
-    spec: PrepareJob,
-    folder: Path,
-    name: str,
-    spool: tokenise.Spool,
-    length: int,
-    chosen: NDArray[np.int64] | None = None,
-) -> Counts:
-    param = "training_file" if name == "train" or spec.valid is None else "validation_file"
-    what = param.replace("_", " ").capitalize()
-    policy = spec.options.data.over_length
-    counts = spool.write(
-        folder / f"{name}.safetensors",
-        max_length=length,
-        over_length=policy,
-        keep_first=spec.facts.bos_token_id is not None,
-        chosen=chosen,
-    )
-    if spec.mix and chosen is not None:
-        names = ["training_file", *(mixed.file_id for mixed in spec.mix)]
-        kept = chosen if policy == "truncate" else chosen[spool.lengths[chosen] <= length]
-        given = np.bincount(np.array(spool.sources, dtype=np.uint8)[kept], minlength=len(names))
-        counts.sources = dict(zip(names, given.tolist(), strict=True))
-    if policy == "error" and counts.dropped.count:
-        message = f"{what} has {counts.dropped.count} example(s) of more than {length} tokens: {_where(counts.dropped)}"
-        raise _refuse(f"invalid_{param}", message, param, counts.dropped.lines)
-    needed = spec.min_examples if name == "train" else 1
-    if counts.examples < needed:
-        left_out = [
-            f"{named.count} {why} ({_where(named)})"
-            for named, why in (
-                (counts.dropped, f"are longer than {length} tokens"),
-                (counts.masked, "have nothing to learn from"),
-            )
-            if named.count
-        ]
-        rest = f"; {', '.join(left_out)}" if left_out else ""
-        message = f"{what} has {counts.examples} example(s), but must have at least {needed} examples{rest}"
-        raise _refuse("invalid_n_examples", message, param, [*counts.dropped.lines, *counts.masked.lines])
-    return counts
-
-
-def _warnings(trained: Counts, validated: Counts | None, encoder: tokenise.Encoder, length: int) -> list[Note]:
-    notes = []
-    for param, counts in (("training_file", trained), ("validation_file", validated)):
-        for what, named in (
-            (f"cut to {length} tokens", counts.truncated if counts else None),
-            (f"longer than {length} tokens and left out", counts.dropped if counts else None),
-            ("without anything to learn from and left out", counts.masked if counts else None),
-        ):
-            if named is not None and named.count:
-                message = f"{param}: {named.count} example(s) {what}: {_where(named)}"
-                notes.append(Note(level="warn", message=message, data={"param": param, "lines": named.lines}))
-    if encoder.straddling.count:
-        message = (
-            f"in {encoder.straddling.count} example(s) the answer begins inside a token of the prompt, so its first "
-            f"characters are not learned: {_lines(encoder.straddling.lines)}"
-        )
-        notes.append(Note(level="warn", message=message, data={"lines": encoder.straddling.lines}))
-    for code, named in encoder.remarks.items():
-        message = f"in {named.count} example(s) {REMARKS[code]}: {_lines(named.lines)}"
-        notes.append(Note(level="warn", message=message, data={"code": code, "lines": named.lines}))
-    return notes
-
-
-def _where(named: Named) -> str:
-    mixed = f"{named.mixed} in mixed files" if named.mixed else ""
-    return " and ".join(part for part in (_lines(named.lines) if named.lines else "", mixed) if part)
-
-
-def _lines(lines: list[int], shown: int = 10) -> str:
-    text = ", ".join(map(str, lines[:shown]))
-    return f"line{'s' if len(lines) > 1 else ''} {text}" + (", …" if len(lines) > shown else "")
 
 
 def main() -> None:

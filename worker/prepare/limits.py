@@ -19,7 +19,11 @@ TOO_LARGE = "the chat template takes more memory for a row than is allowed"
 
 
 class Exhausted(Exception):
-    """A limit is reached; the sentence says which."""
+    """A limit is reached; the sentence says which. ``by_template``: one that only the chat template can reach."""
+
+    def __init__(self, message: str, *, by_template: bool = False) -> None:
+        super().__init__(message)
+        self.by_template = by_template
 
 
 def apply(data_bytes: int) -> None:
@@ -48,7 +52,7 @@ def _out_of_time(number: int, frame: FrameType | None) -> None:
 
 
 def _row_out_of_time(number: int, frame: FrameType | None) -> None:
-    raise Exhausted(TOO_SLOW)
+    raise Exhausted(TOO_SLOW, by_template=True)
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def row_time() -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise Exhausted(TOO_LARGE) from None
+        raise Exhausted(TOO_LARGE, by_template=True) from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_PROF, 0)

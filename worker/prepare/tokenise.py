@@ -267,8 +267,8 @@ class Spool:
     """Which file each row is of."""
     digests: "array[int]" = field(default_factory=lambda: array("Q"))
     """Of each row's content, where somebody asked for them."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    learned: "array[int]" = field(default_factory=lambda: array("q"))
+    """Tokens of each row's completions."""
     masked: Named = field(default_factory=Named)
 
     def __enter__(self) -> "Spool":
@@ -296,16 +296,23 @@ class Spool:
             file.write(values.tobytes())
         self.offsets.append(self.offsets[-1] + len(tokens.ids))
         self.lines.append(line)
+        self.learned.append(learned)
         self.sources.append(source)
         if digest is not None:
             self.digests.append(digest)
-        self.completion_tokens += learned
-        self.prompt_tokens += len(tokens.ids) - learned
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         offsets = np.frombuffer(self.offsets, dtype=np.int64)
         return offsets[1:] - offsets[:-1]
+
+    def shares(self, chosen: NDArray[np.int64] | None = None) -> tuple[int, int]:
+        """Tokens of prompts and of completions, before anything is cut, in these rows or in all."""
+        lengths, learned = self.lengths, np.frombuffer(self.learned, dtype=np.int64)
+        if chosen is not None:
+            lengths, learned = lengths[chosen], learned[chosen]
+        completion = int(learned.sum())
+        return int(lengths.sum()) - completion, completion
 
     def write(
         self,

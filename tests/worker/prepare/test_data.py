@@ -238,6 +238,8 @@ def test_what_is_held_out_is_never_trained_on(jobs: Jobs, base: Path) -> None:
     assert len(trained | held) == 150
     assert prepared.valid is not None
     assert 15 <= len(held) <= 45
+    # What prompts and answers have of the tokens is told of the rows that are trained on.
+    assert prepared.prompt_tokens + prepared.completion_tokens == prepared.train.tokens
     # The same seed holds out the same rows, another one others; rows that are added change nothing.
     _, folder = jobs.prepared(jsonl(rows + said(50, 5000)), **options)
     assert held <= set(texts(folder, base, "valid"))

@@ -176,6 +176,7 @@ def test_a_hostile_template_is_stopped(job: Callable[..., Path], template: str, 
     error = refused(job(rows(12), options={"chat_template": template}))
     assert error.code.startswith(code)
     assert re.search(what, error.message)
+    assert error.param == ("training_file" if code == "invalid_training_file" else "ext.chat_template")
 
 
 def test_one_endless_step_of_a_template_ends_the_process(job: Callable[..., Path]) -> None:

@@ -195,7 +195,7 @@ def test_rows_that_teach_nothing_are_left_out_and_named(tmp_path: Path) -> None:
     )
     assert counts.masked.lines == [1, 3]
     assert file["lines"].tolist() == [2]
-    assert held.completion_tokens == 1
+    assert held.shares() == (2, 1)
 
 
 @pytest.mark.parametrize("policy", ["drop", "error"])
