@@ -181,21 +181,22 @@ def _choices(
     if run.fits(sites):
         choices.append(_choice(run, sites, {"ext": changes}, says))
     else:
-        choices += _smaller(run, sites, changes, says)
+        choices += _smaller(run, sites, resolved.data.over_length, changes, says)
     choices += _other_bases(session, sites, base, resolved, found)
     return choices
 
 
-def _smaller(run: _Run, sites: list[_Site], changes: Json, says: list[str]) -> list[Choice]:
+def _smaller(run: _Run, sites: list[_Site], over_length: str, changes: Json, says: list[str]) -> list[Choice]:
     """Shorter rows, else a lower rank, else both: what is left when the same result can't be had."""
     choices = []
     shorter = _shorter(run, sites)
     if shorter is not None:
         cut = sum(tokens > shorter for tokens, _ in run.sample.sizes) / max(1, len(run.sample.sizes))
-        say = f"max_length {shorter}: {cut:.0%} of the rows are longer"
-        choices.append(
-            _choice(run.with_plan(max_length=shorter), sites, {"ext": changes | {"max_length": shorter}}, [*says, say])
-        )
+        say = f"max_length {shorter}: {cut:.0%} of the rows are longer and are cut"
+        # Leaving them out may leave too few.
+        keep = {} if over_length == "truncate" else {"data": {"over_length": "truncate"}}
+        shortened = {"ext": changes | {"max_length": shorter} | keep}
+        choices.append(_choice(run.with_plan(max_length=shorter), sites, shortened, [*says, say]))
     rank = run.plan.rank
     while rank > 1 and not run.with_plan(rank=rank).fits(sites):
         rank //= 2

@@ -33,7 +33,8 @@ def train_worker(parts: Parts, memory_bytes: int = 8 * 10**9, **fields: Any) -> 
 
 
 def ask(account: Account, runner: Runner, **body: Any) -> Any:
-    wanted = {"model": "attune-tiny", "training_file": body.pop("training_file", None) or upload(account), **body}
+    wanted = {"model": "attune-tiny", **body}
+    wanted["training_file"] = body.get("training_file") or upload(account)
     first = account.http.post("/v1/fine_tuning/jobs/estimate", json=wanted)
     if first.status_code == 202:
         assert runner.work_once()
@@ -129,6 +130,35 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change_that_does(
         ext=wanted | first["change"]["ext"],
     )
     assert again["feasible"] is True
+
+
+def test_where_smaller_pieces_do_not_help_each_thing_that_would_is_proposed(
+    parts: Parts, account: Account, runner: Runner, base: BaseModel, registered: tuple[Path, Facts]
+) -> None:
+    """Shorter rows, a lower rank, a smaller model: each of them feasible when it is sent."""
+    folder, facts = registered
+    assert facts.shape is not None
+    shape = facts.shape.model_copy(update={"parameters": 50_000})
+    # Other bytes under another name: only its numbers matter here.
+    smaller = facts.model_copy(update={"parameters": 50_000, "shape": shape, "sha256": "0" * 64})
+    offer(parts, folder, smaller, "attune-smaller")
+    row = {"messages": [{"role": "user", "content": "one two three " * 60}, {"role": "assistant", "content": "ok"}]}
+    wanted: dict[str, Any] = {
+        "model": "attune-tiny",
+        "training_file": upload(account, (json.dumps(row) + "\n").encode() * 32),
+        "ext": {"micro_batch_size": 1, "gradient_checkpointing": True, "lora": {"rank": 64}, "epochs": 1},
+    }
+    train_worker(parts)
+    needed = ask(account, runner, **wanted)["memory"]["total"]
+    with transaction(parts.sessions) as session:
+        session.get_one(Worker, "worker_t").memory_bytes = round((needed - 20_000) / 0.9)
+    found = ask(account, runner, **wanted)
+    assert found["reason"]["code"] == "not_enough_memory"
+    changes = [one["change"] for one in found["choices"]]
+    assert [sorted(change.get("ext", change)) for change in changes] == [["data", "max_length"], ["lora"], ["model"]]
+    for change in changes:
+        other = {**wanted, **change, "ext": wanted["ext"] | change.get("ext", {})}
+        assert ask(account, runner, **other)["feasible"] is True, change
 
 
 def test_without_a_worker_nothing_is_feasible(parts: Parts, account: Account, runner: Runner, base: BaseModel) -> None:
