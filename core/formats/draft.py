@@ -4,6 +4,7 @@ A converter judges little: the reader of the own form does, and its faults are t
 """
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +44,8 @@ class Talk:
         self.draft = draft
         self.path = path
         self.messages: list[Any] = []
-        self._waiting: list[Any] = []
+        # In the order they were made.
+        self._waiting: OrderedDict[str, None] = OrderedDict()
 
     def say(self, role: object, content: object, where: str, *, role_at: str | None = None, **more: Any) -> None:
         """A message; ``where`` the user wrote its content, ``role_at`` its role."""
@@ -60,10 +62,11 @@ class Talk:
         if isinstance(message, dict) and isinstance(calls := message.get("tool_calls"), list):
             message = message | {"tool_calls": [self._call(call) for call in calls]}
         elif isinstance(message, dict) and message.get("role") == "tool":
-            if "tool_call_id" in message:
-                self._waiting = [call for call in self._waiting if call != message["tool_call_id"]]
-            elif self._waiting:
-                message = message | {"tool_call_id": self._waiting.pop(0)}
+            if isinstance(call := message.get("tool_call_id"), str):
+                self._waiting.pop(call, None)
+            elif "tool_call_id" not in message and self._waiting:
+                call, _ = self._waiting.popitem(last=False)
+                message = message | {"tool_call_id": call}
         self.messages.append(message)
 
     def _call(self, call: object) -> object:
@@ -73,7 +76,8 @@ class Talk:
         if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
             function = function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
         identifier = call.get("id") or f"call_{len(self.messages)}_{len(self._waiting)}"
-        self._waiting.append(identifier)
+        if isinstance(identifier, str):
+            self._waiting[identifier] = None
         return {"id": identifier, "type": call.get("type") or "function", "function": function}
 
 

@@ -125,7 +125,7 @@ def _read(
     checker.report.container = kind.container
     match kind.container:
         case "jsonl":
-            while chunk := source.read(_CHUNK):
+            while not checker.hopeless and (chunk := source.read(_CHUNK)):
                 checker.feed(chunk)
                 told()
         case "json":

@@ -35,6 +35,7 @@ class Code(StrEnum):
 
     # The whole file.
     EMPTY_FILE = "empty_file"
+    TOO_MANY_FAULTS = "too_many_faults"
     UNSUPPORTED_FILE = "unsupported_file"
     BROKEN_FILE = "broken_file"
     UNPACKED_TOO_LARGE = "unpacked_too_large"
@@ -49,6 +50,8 @@ class Code(StrEnum):
     NUL = "nul"
     NONCHARACTER = "noncharacter"
     TOO_DEEP = "too_deep"
+    HUGE_NUMBER = "huge_number"
+    DUPLICATE_KEY = "duplicate_key"
     # A row.
     NOT_AN_OBJECT = "not_an_object"
     UNKNOWN_FORMAT = "unknown_format"

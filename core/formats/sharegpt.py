@@ -1,6 +1,7 @@
 """ShareGPT rows: ``conversations`` of turns with ``from`` and ``value``, tool calls and observations among them."""
 
 import json
+from collections import deque
 
 from core.formats.draft import Draft, Talk, label, put, tools
 from core.formats.parse import Object, kind, parse, quote
@@ -29,7 +30,7 @@ class _Turns:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._waiting: list[str] = []
+        self._waiting: deque[str] = deque()
         self._calls = 0
 
     def turn(self, item: object, at: str) -> None:
@@ -58,13 +59,15 @@ class _Turns:
 
     def _call(self, value: object, where: str, role_at: str, more: Object) -> None:
         calls: list[Object] = []
+        identifiers: list[str] = []
         for name, arguments in _functions_called(value, where, self._talk.draft):
             identifier = f"call_{self._calls}"
             self._calls += 1
+            identifiers.append(identifier)
             calls.append({"id": identifier, "type": "function", "function": {"name": name, "arguments": arguments}})
         at = f"{self._talk.path}[{len(self._talk.messages)}].tool_calls"
         self._talk.draft.origins[at] = f"{where}!"
-        self._waiting = [call["id"] for call in calls]
+        self._waiting = deque(identifiers)
         self._talk.say("assistant", None, where, role_at=role_at, tool_calls=calls, **more)
 
     def _observe(self, value: object, where: str, role_at: str, more: Object) -> None:
@@ -79,7 +82,7 @@ class _Turns:
                 message = "no function_call waits for this observation"
                 self._talk.draft.fault(role_at, Code.TOOL_RESULT_WITHOUT_CALL, message)
                 return
-            call = self._waiting.pop(0)
+            call = self._waiting.popleft()
             if isinstance(result, dict | list):
                 result = json.dumps(result, ensure_ascii=False)
             self._talk.say("tool", result, where, role_at=role_at, tool_call_id=call, **more)
