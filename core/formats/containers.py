@@ -40,6 +40,16 @@ _OTHERS = {
 }
 
 
+_ENCODINGS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_WIDE = re.compile(rb"(?:[\[{]\0|\0[\[{])")
+"""The beginning of a row in UTF-16 or UTF-32 without a mark; in UTF-8 no text has a NUL."""
+
+
 class Unreadable(Exception):
     """The file can't be read to its end. ``line`` is 0 when it isn't known where."""
 
@@ -67,6 +77,9 @@ def tell(head: bytes, fields: Collection[str]) -> Kind:
             raise Unreadable(Code.UNSUPPORTED_FILE, f"the file is {what}; {_TAKEN}")
     if head.startswith(PARQUET):
         return Kind("parquet")
+    encoding = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
+    if encoding is not None or _WIDE.match(head.lstrip(b"\0")) or _WIDE.match(head):
+        raise Unreadable(Code.NOT_UTF8, f"the file is written in {encoding or 'UTF-16 or UTF-32'}; save it as UTF-8")
     text = head.removeprefix(BOM).lstrip(_BLANK)
     if text.startswith(b"["):
         return Kind("json")

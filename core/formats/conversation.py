@@ -8,6 +8,8 @@ from core.formats.parse import PROBLEMS_KEPT, Object, Problem, Problems, kind, p
 from core.formats.report import Code
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 20_000
+"""Of one conversation: with fewer than fifty tokens each it would still fill the longest context there is."""
 # A tool's message is looked at more closely: it answers a call.
 _SPEAKERS = frozenset(ROLES) - {"tool"}
 
@@ -53,7 +55,7 @@ def tools(row: Object, prefix: str, problems: Problems) -> tuple[list[Tool] | No
         return None, None
     if old:
         value = [{"type": "function", "function": function} for function in value]
-    names = set()
+    names, before = set(), len(problems)
     for index, tool in enumerate(value):
         if len(problems) >= PROBLEMS_KEPT:
             break
@@ -70,7 +72,8 @@ def tools(row: Object, prefix: str, problems: Problems) -> tuple[list[Tool] | No
             problems.append(Problem(f"{within}.parameters", Code.INVALID_TOOL, message))
         else:
             names.add(name)
-    return value or None, frozenset(names) if value else None
+    # With a broken tool it isn't known what may be called.
+    return value or None, frozenset(names) if value and len(problems) == before else None
 
 
 def messages(value: object, path: str, names: frozenset[str] | None, problems: Problems) -> list[Message]:
@@ -80,6 +83,9 @@ def messages(value: object, path: str, names: frozenset[str] | None, problems: P
         return []
     if not value:
         problems.append(Problem(path, Code.EMPTY, "has no messages"))
+    if len(value) > MAX_MESSAGES:
+        problems.append(too_many(path, len(value)))
+        return []
     if value and all(map(_is_plain, value)):
         return value
     messages: list[Message] = []
@@ -108,6 +114,10 @@ def messages(value: object, path: str, names: frozenset[str] | None, problems: P
     if role == "tool":
         _unanswered(waiting, problems)
     return messages
+
+
+def too_many(path: str, count: int) -> Problem:
+    return Problem(path, Code.TOO_MANY_MESSAGES, f"has {count:,} messages, more than {MAX_MESSAGES:,}")
 
 
 def _is_plain(item: object) -> bool:

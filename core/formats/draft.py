@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.formats.parse import Object, Problem, Problems, parse
+from core.formats.parse import PROBLEMS_KEPT, Object, Problem, Problems, kind, parse
 from core.formats.report import Code
 
 
@@ -32,6 +32,11 @@ class Draft:
         found = self.origins[path]
         # A field that was made of a whole piece has no parts the user would know.
         return found.rstrip("!") if found.endswith("!") else found + rest
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is wrong that it is no use to go on."""
+        return len(self.problems) >= PROBLEMS_KEPT
 
     def fault(self, path: str, code: Code, message: str) -> None:
         self.problems.append(Problem(path, code, message))
@@ -57,11 +62,14 @@ class Talk:
 
     def take(self, message: object, where: str) -> None:
         """A message that is one already. Hugging Face's calls have no ids, and their arguments may be objects."""
+        if not isinstance(message, dict):
+            self.draft.fault(where, Code.WRONG_TYPE, f"{kind(message)} is not a message")
+            return
         at = f"{self.path}[{len(self.messages)}]"
         self.draft.origins[at] = where
-        if isinstance(message, dict) and isinstance(calls := message.get("tool_calls"), list):
+        if isinstance(calls := message.get("tool_calls"), list):
             message = message | {"tool_calls": [self._call(call) for call in calls]}
-        elif isinstance(message, dict) and message.get("role") == "tool":
+        elif message.get("role") == "tool":
             if isinstance(call := message.get("tool_call_id"), str):
                 self._waiting.pop(call, None)
             elif "tool_call_id" not in message and self._waiting:

@@ -63,6 +63,7 @@ class Code(StrEnum):
     # A conversation.
     UNKNOWN_ROLE = "unknown_role"
     INVALID_WEIGHT = "invalid_weight"
+    TOO_MANY_MESSAGES = "too_many_messages"
     NO_ASSISTANT_MESSAGE = "no_assistant_message"
     LAST_MESSAGE_NOT_ASSISTANT = "last_message_not_assistant"
     UNSUPPORTED_CONTENT = "unsupported_content"

@@ -3,6 +3,7 @@
 import json
 from collections import deque
 
+from core.formats.conversation import MAX_MESSAGES, too_many
 from core.formats.draft import Draft, Talk, label, put, tools
 from core.formats.parse import Object, kind, parse, quote
 from core.formats.report import Code
@@ -116,8 +117,12 @@ def _talk_of(row: Object, draft: Draft, path: str) -> _Turns:
     draft.origins[path] = name
     if not isinstance(turns, list):
         draft.fault(name, Code.WRONG_TYPE, f"{kind(turns)} is not a list of turns")
+    elif len(turns) > MAX_MESSAGES:
+        draft.problems.append(too_many(name, len(turns)))
     else:
         for index, item in enumerate(turns):
+            if draft.full:
+                break
             speakers.turn(item, f"{name}[{index}]")
     put(draft.row, path, talk.messages)
     return speakers

@@ -24,6 +24,7 @@ _OPTIONAL = frozenset({"tools", "functions", "history", "system", "input", "para
 _TRUTH = frozenset({"label", "kto_tag", "parallel_tool_calls"})
 _WORDS = {"true": True, "1": True, "false": False, "0": False}
 _BATCH = 256
+_AT_ONCE = 16
 
 
 class TableRow(NamedTuple):
@@ -62,7 +63,8 @@ class Csv:
                 cells = next(self._rows, None)
             except csv.Error as error:
                 message = _sentence(error, self.lines - first + 1)
-                if header is None:
+                # After a cell without end nobody knows where a row begins.
+                if header is None or "field limit" in str(error):
                     raise Unreadable(Code.INVALID_CSV, message, first) from None
                 yield TableRow(first, b"", [Problem("", Code.INVALID_CSV, message)])
                 continue
@@ -167,12 +169,14 @@ class Parquet:
         number = unpacked = 0
         try:
             for batch in self._file.iter_batches(batch_size=self._batch, columns=wanted, use_threads=False):
-                unpacked += batch.nbytes
-                check_size(unpacked, self._size)
-                # A column at a time would hold the batch twice; rows are small.
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _encoded(number, {name: _without_nulls(value) for name, value in row.items()})
+                # A value that many rows share lies in memory once, until each row gets its own.
+                for start in range(0, batch.num_rows, _AT_ONCE):
+                    for row in batch.slice(start, _AT_ONCE).to_pylist():
+                        number += 1
+                        made = _encoded(number, {name: _without_nulls(value) for name, value in row.items()})
+                        unpacked += len(made.text)
+                        check_size(unpacked, self._size)
+                        yield made
         except (MemoryError, Unreadable):
             raise
         except UnicodeDecodeError:
