@@ -37,7 +37,11 @@ class Source:
                 # The field is missing: what it is missing from says more than nothing.
                 break
             (value,) = inner
-        return _short(orjson.dumps(value).decode())
+        try:
+            return _short(orjson.dumps(value).decode())
+        except TypeError:
+            # It reads what is nested a thousand deep, and writes a quarter of that.
+            return _around(self._line, "")
 
 
 def _step(value: object, key: str, index: str) -> tuple[object] | None:

@@ -12,7 +12,12 @@ from tests.core.formats.hostile.case import Bad, write
 
 SMALL = [*lines.cases(), *changes.cases(), *files.cases()]
 # Known only once a template, a tokenizer or an accelerator is chosen.
-NOT_OF_A_FILE = {Code.TEMPLATE_ERROR, Code.TEMPLATE_REWRITES_HISTORY, Code.NO_MESSAGE_WEIGHTS}
+NOT_OF_A_FILE = {
+    Code.TEMPLATE_ERROR,
+    Code.TEMPLATE_REWRITES_HISTORY,
+    Code.TEMPLATE_DROPS_TEXT,
+    Code.NO_MESSAGE_WEIGHTS,
+}
 
 
 def judge(bad: Bad, path: Path) -> Report:

@@ -86,9 +86,15 @@ def _json() -> Iterator[Bad]:
     yield Bad("alpaca, then chats", b"\n".join([dump(ALPACA), TALK]), [(2, "", Code.MIXED_FORMATS)])
     many = dump({"messages": [{"role": "bot", "content": "a"}] * 250})
     yield Bad("a row with 250 faults", many, [(1, f"messages[{n}].role", Code.UNKNOWN_ROLE) for n in range(100)])
-    yield Bad("three faults in a row", dump({"messages": [{"role": "bot", "content": 1}, {**ANSWER, "weight": 3}]}), [
-        (1, "messages[0].role", Code.UNKNOWN_ROLE), (1, "messages[0].content", Code.WRONG_TYPE), (1, "messages[1].weight", Code.INVALID_WEIGHT),
-    ])  # fmt: skip
+    yield Bad(
+        "three faults in a row",
+        dump({"messages": [{"role": "bot", "content": 1}, {**ANSWER, "weight": 3}]}),
+        [
+            (1, "messages[0].role", Code.UNKNOWN_ROLE),
+            (1, "messages[0].content", Code.WRONG_TYPE),
+            (1, "messages[1].weight", Code.INVALID_WEIGHT),
+        ],
+    )
     yield Bad("an HTML page", b"<!DOCTYPE html>\n<html>\n", [(1, "", Code.INVALID_JSON)], more=True)
     yield Bad("Python", b"rows = [\n    {'text': 'a'},\n]\n", [(1, "", Code.INVALID_JSON)], more=True)
 

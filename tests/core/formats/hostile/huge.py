@@ -241,7 +241,8 @@ def _in_one_row() -> Iterator[Bad]:
     yield rows(
         "arguments of four megabytes",
         filled(
-            b'{"messages": [{"role":"assistant","tool_calls":[{"id":"a","type":"function","function":{"name":"a","arguments":"',
+            b'{"messages": [{"role":"assistant","tool_calls":'
+            b'[{"id":"a","type":"function","function":{"name":"a","arguments":"',
             b"[",
             b'"}}]}]}',
         ),

@@ -109,6 +109,7 @@ LINES: list[tuple[str, bytes, Code]] = [
     ("objects in objects", b'{"a":' * MAX_DEPTH + b"{}" + b"}" * MAX_DEPTH, Code.TOO_DEEP),
     ("lists without end", b"[" * 500, Code.TOO_DEEP),
     ("objects without end", b'{"a":' * 500, Code.TOO_DEEP),
+    ("lists deeper than a parser writes", b"[" * 500 + b"]" * 500, Code.TOO_DEEP),
     ("lists deeper than a parser goes", b"[" * 2000 + b"]" * 2000, Code.TOO_DEEP),
     ("a hundred thousand brackets", b"[" * 100_000, Code.TOO_DEEP),
     ("a million braces", b'{"":' * 900_000, Code.TOO_DEEP),
