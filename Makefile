@@ -15,7 +15,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof fuzz bench-api bench-estimate bench-prepare lock clean
+.PHONY: help venv demo up test check proof fuzz bench-api bench-data bench-estimate bench-prepare lock clean
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -46,6 +46,9 @@ proof: venv ## Run every test, however long
 
 bench-api: venv ## Measure the API under load (CHECK=1: status 1 when a figure is missed)
 	@$(PY) -m bench.api
+
+bench-data: venv ## Measure the reading of data, good, bad and huge (CHECK=1: status 1 when a figure is missed)
+	@$(PY) -m bench.data
 
 bench-prepare: venv ## Measure how soon a job is queued, the first on some data and the next
 	@$(PY) -m bench.prepare

@@ -151,6 +151,7 @@ class Checker:
         if self._on_fault is None and len(self.report.faults) >= FAULTS_KEPT:
             return
         shown = None if source is None else source.excerpt(path, message)
+        path, message = _storable(path), _storable(message)
         # Keys that the user chose are in the path, and they may be megabytes long.
         path = path if len(path) <= _PATH_CHARACTERS else f"{path[:_PATH_CHARACTERS]}…"
         fault = Fault(line=line, path=path, code=code, message=message, excerpt=shown)
@@ -158,6 +159,11 @@ class Checker:
             self.report.faults.append(fault)
         if self._on_fault is not None:
             self._on_fault(fault)
+
+
+def _storable(text: str) -> str:
+    """As a database's JSON takes it: names that the user chose may have NUL in them, or half a surrogate pair."""
+    return text if text.isprintable() else text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _conversations(row: rows.Row) -> list[list[conversation.Message]]:

@@ -78,7 +78,7 @@ def _rows_or_faults(report: Report, rows: list[tuple[int, Row]], faults: list[Fa
 def _in_pieces(report: Report, rows: list[tuple[int, Row]], data: bytes, format: str) -> None:
     """However the bytes come: the same report and the same rows."""
     sizes = random.Random(zlib.crc32(data))
-    most = sizes.choice([1, 3, 50, 5000]) if len(data) < 5000 else 5000
+    most = max(sizes.choice([1, 3, 50, 5000]), len(data) // 20)
     pieces = list(_cut(data, lambda: sizes.randint(1, most)))
     found: list[tuple[int, Row]] = []
     checker = Checker(lambda *row: found.append(row), format=format)

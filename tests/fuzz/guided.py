@@ -60,7 +60,7 @@ def main() -> int:
             seconds = time.monotonic() - began
             print(f"{done:,} executions, {features} features, {kept} inputs kept, {seconds:.0f} s", flush=True)
             if ran.returncode or counted is None:
-                print(said[-6000:], file=sys.stderr)
+                print(re.sub(r"(?m)^#\d+\t.*\n", "", said)[-6000:], file=sys.stderr)
                 return 1
     return 0
 

@@ -27,6 +27,7 @@ def judge(bad: Bad, path: Path) -> Report:
     assert not report.ok
     # What a person reads is short, whatever the file holds.
     assert all(fault.message and len(fault.message) < 400 and len(fault.path) <= 201 for fault in report.faults)
+    assert not any("\0" in fault.path + fault.message + (fault.excerpt or "") for fault in report.faults)
     return report
 
 

@@ -199,6 +199,7 @@ def _parquet() -> Iterator[Bad]:
         parquet(text=[1, 2]),
         [(1, "text", Code.WRONG_TYPE), (2, "text", Code.WRONG_TYPE)],
     )
+    yield Bad("Parquet with NUL in a name", parquet(**{"te\0t": ["a"]}), [(1, "", Code.UNKNOWN_FORMAT)])
     yield Bad("Parquet with a null", parquet(text=["a", None, "c"]), [(2, "text", Code.WRONG_TYPE)])
     yield Bad("Parquet with an empty text", parquet(text=["a", "", "c"]), [(2, "text", Code.EMPTY)])
     yield Bad(
