@@ -36,6 +36,8 @@ class Checker:
         self._given = None if format == "auto" else rows.BY_NAME[format]
         self._reader = self._given
         self._seen = False
+        # In the report at the end: it is a model, and slow to write to for each row.
+        self._rows = self._bad_rows = self._faults = 0
         self.hopeless = False
         """Whether it is no use to go on feeding."""
 
@@ -57,7 +59,10 @@ class Checker:
         tail = rest.pop()
         for number, line in enumerate(rest, self.report.lines + 1):
             if line and not line.isspace():
-                self._line(number, line)
+                if number == 1:
+                    self._first(line)
+                else:
+                    self.row(number, line)
                 if self.hopeless:
                     self.report.lines = number
                     return
@@ -71,6 +76,7 @@ class Checker:
             self._held_line()
         if not self._seen and not report.broken:
             self.broken(0, Code.EMPTY_FILE, "the file has no rows")
+        report.rows, report.bad_rows, report.fault_count = self._rows, self._bad_rows, self._faults
         report.roles = dict(self._roles)
         if self._reader is not None:
             report.format = self._reader.format
@@ -93,15 +99,17 @@ class Checker:
         if skipped:
             self.bad_row(self.report.lines, [parse.too_long()])
         elif line and not line.isspace():
-            self._line(self.report.lines, line)
+            if self.report.lines == 1:
+                self._first(line)
+            else:
+                self.row(self.report.lines, line)
 
-    def _line(self, number: int, line: bytes) -> None:
-        if number == 1 and line.startswith(BOM):
+    def _first(self, line: bytes) -> None:
+        if line.startswith(BOM):
             self.bom()
             line = line[len(BOM) :]
-            if not line or line.isspace():
-                return
-        self.row(number, line)
+        if line and not line.isspace():
+            self.row(1, line)
 
     def row(self, number: int, line: bytes) -> None:
         """One row as JSON: what a line holds, or a record of another container."""
@@ -118,7 +126,7 @@ class Checker:
         if row is None or problems:
             self.bad_row(number, problems, excerpt.Source(line))
             return
-        self.report.rows += 1
+        self._rows += 1
         for messages in _conversations(row):
             for one in messages:
                 self._roles[one["role"]] += 1
@@ -130,12 +138,12 @@ class Checker:
         if self.hopeless:
             return
         self._seen = True
-        self.report.bad_rows += 1
+        self._bad_rows += 1
         for problem in problems:
             self.fault(number, *problem, source)
-        if self.report.bad_rows >= _HOPELESS and self.report.bad_rows > self.report.rows:
+        if self._bad_rows >= _HOPELESS and self._bad_rows > self._rows:
             self.hopeless = True
-            message = f"{self.report.bad_rows:,} rows are wrong, more than are right: what follows is not checked"
+            message = f"{self._bad_rows:,} rows are wrong, more than are right: what follows is not checked"
             self.broken(number, Code.TOO_MANY_FAULTS, message)
 
     def broken(self, line: int, code: Code, message: str) -> None:
@@ -147,7 +155,7 @@ class Checker:
         self.fault(1, "", Code.BOM, "the file starts with a byte order mark; save it as plain UTF-8")
 
     def fault(self, line: int, path: str, code: Code, message: str, source: excerpt.Source | None = None) -> None:
-        self.report.fault_count += 1
+        self._faults += 1
         if self._on_fault is None and len(self.report.faults) >= FAULTS_KEPT:
             return
         shown = None if source is None else source.excerpt(path, message)

@@ -16,7 +16,7 @@ from core.formats.report import Code, Compression, Container
 
 HEAD = 64 * 1024
 """Bytes that are enough to tell."""
-MAX_RATIO = 200
+MAX_RATIO = 120
 """How many times its size a compressed file may unpack to: text comes to 3 to 30, rows that repeat to 100."""
 _FREE = 64 * 1024 * 1024
 """Up to here the ratio isn't looked at: a small file may be one row many times over."""

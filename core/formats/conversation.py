@@ -303,6 +303,8 @@ def _arguments(value: object, path: str, problems: Problems) -> Object:
     if not isinstance(value, str):
         problems.append(Problem(path, Code.INVALID_ARGUMENTS, f"{kind(value)} is not a string of JSON"))
         return {}
+    if value == "{}":
+        return {}
     line = value.encode("utf-8", "surrogatepass")
     parsed, problem = parse(line)
     problem = problem or repeated_key(line, parsed)

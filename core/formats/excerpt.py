@@ -28,7 +28,8 @@ class Source:
         """Up to 80 characters; None when there is nothing to show."""
         if not self._line.strip():
             return None
-        if self._parsed is None:
+        # What is wrong with the whole line may be that no parser should see it.
+        if not path or self._parsed is None:
             return _around(self._line, message)
         (value,) = self._parsed
         for key, index in _PART.findall(path):
@@ -37,11 +38,7 @@ class Source:
                 # The field is missing: what it is missing from says more than nothing.
                 break
             (value,) = inner
-        try:
-            return _short(orjson.dumps(value).decode())
-        except TypeError:
-            # It reads what is nested a thousand deep, and writes a quarter of that.
-            return _around(self._line, "")
+        return _short(orjson.dumps(value).decode())
 
 
 def _step(value: object, key: str, index: str) -> tuple[object] | None:

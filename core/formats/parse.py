@@ -11,6 +11,8 @@ from core.formats.report import Code
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """About a million tokens: more than any model takes, and little enough to be held many times over."""
 MAX_DEPTH = 64
+MAX_CONTAINERS = 250_000
+"""Objects and lists of one line: each takes a hundred bytes of memory or more, and two of its own."""
 PROBLEMS_KEPT = 100
 """Of one row, which could have a million: what walks a row stops at so many."""
 
@@ -40,9 +42,8 @@ Object = dict[str, Any]  # any JSON object; readers check the fields they know
 def parse(line: bytes) -> tuple[object, Problem | None]:
     if len(line) > MAX_LINE_BYTES:
         return None, too_long()
-    # Depth is at most the number of opening brackets, and most lines have few of them.
-    if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
-        return None, Problem("", Code.TOO_DEEP, f"objects and lists are nested more than {MAX_DEPTH} deep")
+    if (problem := tangled(line)) is not None:
+        return None, problem
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -98,14 +99,21 @@ def _diagnose(line: bytes, error: orjson.JSONDecodeError) -> Problem:
     return Problem("", Code.INVALID_JSON, f"not JSON at column {error.colno}: {why}")
 
 
-def _depth(line: bytes) -> int:
-    """How deep objects and lists are nested. Of the bytes, so that a line that is no JSON has a depth, too."""
+def tangled(line: bytes) -> Problem | None:
+    """Whether a parser would choke on the line. Of the bytes, so that a line that is no JSON has a depth, too."""
+    # Depth is at most the number of opening brackets, and most lines have few of them.
+    if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
+        return None
     # A line of four million brackets would keep a loop busy for a second.
     import numpy as np
 
     outside = _QUOTED.sub(b"", line.replace(rb"\\", b"").replace(rb"\"", b""))
     steps = np.frombuffer(outside.translate(_STEPS, _NO_BRACKET), np.int8)
-    return int(steps.cumsum(dtype=np.int32).max(initial=0))
+    if steps.cumsum(dtype=np.int32).max(initial=0) > MAX_DEPTH:
+        return Problem("", Code.TOO_DEEP, f"objects and lists are nested more than {MAX_DEPTH} deep")
+    if np.count_nonzero(steps == 1) > MAX_CONTAINERS:
+        return Problem("", Code.TOO_COMPLEX, f"the line has more than {MAX_CONTAINERS:,} objects and lists")
+    return None
 
 
 def _quotes(text: bytes) -> int:

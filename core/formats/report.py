@@ -50,6 +50,7 @@ class Code(StrEnum):
     NUL = "nul"
     NONCHARACTER = "noncharacter"
     TOO_DEEP = "too_deep"
+    TOO_COMPLEX = "too_complex"
     HUGE_NUMBER = "huge_number"
     DUPLICATE_KEY = "duplicate_key"
     # A row.

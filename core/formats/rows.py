@@ -109,6 +109,8 @@ def read(line: bytes, reader: Reader | None = None) -> Read:
     if isinstance(row, Chat) and len(value) == 1 and row.messages is value.get("messages"):
         # A plain conversation, as most are: "messages", and two keys and two strings in each.
         strings = 1 + 4 * len(row.messages)
+    elif isinstance(row, Text) and len(value) == 1:
+        strings = 2
     twice = repeated_key(line, value, strings)
     if twice is not None:
         return Read(reader, None, [twice])

@@ -3,6 +3,8 @@
 import json
 from collections import deque
 
+import orjson
+
 from core.formats.conversation import MAX_MESSAGES, too_many
 from core.formats.draft import Draft, Talk, label, put, tools
 from core.formats.parse import Object, kind, parse, quote
@@ -103,7 +105,7 @@ def _functions_called(value: object, where: str, draft: Draft) -> list[tuple[str
             draft.fault(where, Code.INVALID_TOOL_CALL, message)
             return []
         arguments = call.get("arguments", call.get("parameters", {}))
-        found.append((name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)))
+        found.append((name, arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()))
     return found
 
 

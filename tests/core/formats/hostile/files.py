@@ -161,6 +161,9 @@ def _csv() -> Iterator[Bad]:
         table(["messages"], ["[{'role': 'user', 'content': 'a'}]"]),
         [(2, "messages", Code.INVALID_JSON)],
     )
+    for name, cell in (("deep", "[" * 100 + "]" * 100), ("of very many lists", "[" + "[]," * 250_000 + "1]")):
+        code = Code.TOO_DEEP if name == "deep" else Code.TOO_COMPLEX
+        yield Bad(f"messages that are {name}", table(["messages"], [cell]), [(2, "messages", code)])
     yield Bad("messages that are a word", table(["messages"], ["hello"]), [(2, "messages", Code.INVALID_JSON)])
     yield Bad("messages cut off", table(["messages"], [TALK.decode()[13:40]]), [(2, "messages", Code.INVALID_JSON)])
     yield Bad(

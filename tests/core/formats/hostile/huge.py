@@ -97,9 +97,7 @@ def _in_one_row() -> Iterator[Bad]:
         return Bad(name, lambda: lines(line), [(1, path, code)], more=more)
 
     messages = b'{"messages": ['
-    yield rows(
-        "a million messages that are none", filled(messages, b"{},", b"{}]}"), "messages", Code.TOO_MANY_MESSAGES
-    )
+    yield rows("a million messages that are none", filled(messages, b"{},", b"{}]}"), "", Code.TOO_COMPLEX)
     yield rows(
         "a million messages that are numbers", filled(messages, b"1,", b"1]}"), "messages", Code.TOO_MANY_MESSAGES
     )
@@ -154,7 +152,7 @@ def _in_one_row() -> Iterator[Bad]:
     )
     yield rows(
         "a hundred thousand turns that are none",
-        filled(b'{"conversations": [', b"{},", b"{}]}"),
+        filled(b'{"conversations": [', b"{},", b"{}]}", MIB // 2),
         "conversations",
         Code.TOO_MANY_MESSAGES,
     )
@@ -207,18 +205,24 @@ def _in_one_row() -> Iterator[Bad]:
         Code.DUPLICATE_KEY,
     )
     yield rows(
-        "a million objects with a key twice",
-        filled(b'{"text": "a", "n": [', b'{"a":0,"a":0},', b"0]}"),
+        "two hundred thousand objects with a key twice",
+        filled(b'{"text": "a", "n": [', b'{"a":0,"a":0},', b"0]}", 3 * MIB),
         "n[0].a",
         Code.DUPLICATE_KEY,
     )
     yield rows("a million escaped quotes", filled(b'{"text": 1, "n": "', b'\\"', b'"}'), "text", Code.WRONG_TYPE)
     yield rows("a million backslashes", filled(b'{"text": 1, "n": "', b"\\\\", b'"}'), "text", Code.WRONG_TYPE)
     yield rows("a million escapes", filled(b'{"text": 1, "n": "', b"\\u0041", b'"}'), "text", Code.WRONG_TYPE)
-    yield rows("a million lists", filled(b'{"text": 1, "n": [', b"[],", b"[]]}"), "text", Code.WRONG_TYPE)
-    yield rows("a million objects", filled(b'{"text": 1, "n": [', b'{"":[]},', b"[]]}"), "text", Code.WRONG_TYPE)
+    yield rows("a million lists", filled(b'{"text": 1, "n": [', b"[],", b"[]]}"), "", Code.TOO_COMPLEX)
+    yield rows("a million objects", filled(b'{"text": 1, "n": [', b'{"":[]},', b"[]]}"), "", Code.TOO_COMPLEX)
     yield rows(
-        "towers of lists", filled(b'{"text": 1, "n": [', b"[" * 60 + b"]" * 60 + b",", b"[]]}"), "text", Code.WRONG_TYPE
+        "towers of lists", filled(b'{"text": 1, "n": [', b"[" * 60 + b"]" * 60 + b",", b"[]]}"), "", Code.TOO_COMPLEX
+    )
+    yield rows(
+        "a quarter of a million objects",
+        filled(b'{"text": 1, "n": [', b'{"":[],"":[]},', b"[]]}", MIB),
+        "text",
+        Code.WRONG_TYPE,
     )
     yield rows(
         "towers that are too high",
