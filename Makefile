@@ -3,7 +3,8 @@
 #   PYTHON=/path/to/python3.11   which Python makes .venv
 #   PIP_ARGS="…"                 further arguments of pip install, e.g. another build of torch (README, "CUDA")
 #   ARGS="…"                     further arguments of the demo or of pytest
-#   FUZZ_CASES, FUZZ_SEED        how many requests `make fuzz` sends, and from which seed
+#   FUZZ_CASES, FUZZ_EXECUTIONS  how many requests `make fuzz` sends, and how many files the checker is given
+#   FUZZ_SEED                    from which seed both begin
 
 SHELL := /bin/sh
 VENV := .venv
@@ -14,7 +15,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof fuzz bench-api bench-estimate bench-prepare lock clean
+.PHONY: help venv demo up test check proof fuzz bench-api bench-data bench-estimate bench-prepare lock clean
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -46,15 +47,19 @@ proof: venv ## Run every test, however long
 bench-api: venv ## Measure the API under load (CHECK=1: status 1 when a figure is missed)
 	@$(PY) -m bench.api
 
+bench-data: venv ## Measure the reading of data, good, bad and huge (CHECK=1: status 1 when a figure is missed)
+	@$(PY) -m bench.data
+
 bench-prepare: venv ## Measure how soon a job is queued, the first on some data and the next
 	@$(PY) -m bench.prepare
 
 bench-estimate: venv ## Real runs beside what the estimator says of them (ARGS="--seed 7 --runs 4")
 	@$(PY) -m bench.estimate $(ARGS)
 
-fuzz: venv ## Send FUZZ_CASES (50,000) generated requests to the API; FUZZ_SEED repeats an earlier run
-	@FUZZ_CASES="$${FUZZ_CASES:-50000}" FUZZ_SEED="$${FUZZ_SEED:-$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}" \
-		$(PY) -m pytest -q -s tests/flow/test_schemathesis.py $(ARGS)
+fuzz: venv ## Fuzz API (FUZZ_CASES, 50,000) and checker of data (FUZZ_EXECUTIONS, 1,000,000); FUZZ_SEED repeats a run
+	@export FUZZ_SEED="$${FUZZ_SEED:-$$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}"; \
+		FUZZ_CASES="$${FUZZ_CASES:-50000}" $(PY) -m pytest -q -s tests/flow/test_schemathesis.py $(ARGS) && \
+		$(PY) -m tests.fuzz.guided
 
 lock: ## Resolve pyproject.toml anew and write requirements.lock
 	@scripts/lock

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from boto3.s3.transfer import TransferConfig
 from sqlalchemy import text
 
 from bench.app import EMPTY
+from bench.figure import Figure, closed
 from bench.load import saturate, steadily
 from cli.stack.plan import SERVERS_ONLY
 from cli.stack.stack import Stack
@@ -37,24 +37,6 @@ from migrations.__main__ import migrate, prepare
 
 API_CORE, CLIENT_CORE = 0, 1
 GIB = 1024 * MIB
-
-
-@dataclass(frozen=True)
-class Figure:
-    what: str
-    value: float
-    unit: str
-    bound: float | None
-    at_least: bool = False
-
-    @property
-    def reached(self) -> bool:
-        return self.bound is None or (self.value >= self.bound if self.at_least else self.value <= self.bound)
-
-    def __str__(self) -> str:
-        bound = "" if self.bound is None else f"{'>=' if self.at_least else '<='} {self.bound:g}"
-        verdict = "" if self.bound is None else "reached" if self.reached else "MISSED"
-        return f"{self.what:64s} {self.value:10.3f} {self.unit:8s} {bound:10s} {verdict}"
 
 
 class Bench:
@@ -95,9 +77,7 @@ def main() -> int:
         }
         for name in sys.argv[1:] or parts:
             parts[name]()
-    missed = [figure for figure in bench.figures if not figure.reached]
-    sys.stdout.write(f"{len(bench.figures)} figures, {len(missed)} missed\n")
-    return 1 if missed and os.environ.get("CHECK") == "1" else 0
+    return closed(bench.figures)
 
 
 @contextmanager

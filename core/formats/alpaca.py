@@ -1,5 +1,6 @@
 """Alpaca rows: ``instruction``, ``input``, ``output``, …; pairs and labels as LLaMA-Factory has them."""
 
+from core.formats.conversation import MAX_MESSAGES, too_many
 from core.formats.draft import Draft, Talk, label, one_answer
 from core.formats.parse import Object, kind
 from core.formats.report import Code
@@ -12,7 +13,12 @@ def _prompt(row: Object, talk: Talk) -> None:
     if not isinstance(history, list):
         talk.draft.fault("history", Code.WRONG_TYPE, f"{kind(history)} is not a list of [question, answer]")
         history = []
+    if len(history) > MAX_MESSAGES // 2:
+        talk.draft.problems.append(too_many("history", 2 * len(history)))
+        history = []
     for index, turn in enumerate(history):
+        if talk.draft.full:
+            break
         if not isinstance(turn, list) or len(turn) != 2:
             talk.draft.fault(f"history[{index}]", Code.WRONG_TYPE, "is not [question, answer]")
             continue

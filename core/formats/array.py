@@ -12,6 +12,8 @@ from core.formats.parse import MAX_LINE_BYTES
 from core.formats.report import Code
 
 _BLANK = b" \t\r\n"
+_DEEPEST = 100_000
+"""Far more than a row may have: brackets alone, of which each is looked at."""
 _IN_STRING = re.compile(rb'["\\]')
 _IN_RECORD = re.compile(rb'["\[\]{}]')
 _BETWEEN = re.compile(rb'["\[\]{},]')
@@ -71,6 +73,9 @@ class Array:
                 self._string = True
             elif mark in b"[{":
                 self._depth += 1
+                if self._depth > _DEEPEST:
+                    message = f"record {self._number + 1} is nested deeper than any program reads"
+                    raise Unreadable(Code.TOO_DEEP, message, self._number + 1)
             elif mark != b"," and self._depth > 1:
                 self._depth -= 1
             else:
@@ -80,7 +85,8 @@ class Array:
                 if mark == b",":
                     continue
                 if mark == b"}":
-                    raise Unreadable(Code.BROKEN_FILE, f"line {self.lines}: the array is closed by }} instead of ]")
+                    message = f"line {self.lines}: the array is closed by }} instead of ]"
+                    raise Unreadable(Code.BROKEN_FILE, message, self._number)
                 self._ended = True
                 self._nothing_more(chunk[position:])
                 return

@@ -16,7 +16,7 @@ from core.formats.report import Code, Compression, Container
 
 HEAD = 64 * 1024
 """Bytes that are enough to tell."""
-MAX_RATIO = 200
+MAX_RATIO = 120
 """How many times its size a compressed file may unpack to: text comes to 3 to 30, rows that repeat to 100."""
 _FREE = 64 * 1024 * 1024
 """Up to here the ratio isn't looked at: a small file may be one row many times over."""
@@ -38,6 +38,16 @@ _OTHERS = {
     b"%PDF": "a PDF",
     b"SQLite format 3": "an SQLite database",
 }
+
+
+_ENCODINGS = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_WIDE = re.compile(rb"(?:[\[{]\0|\0[\[{])")
+"""The beginning of a row in UTF-16 or UTF-32 without a mark; in UTF-8 no text has a NUL."""
 
 
 class Unreadable(Exception):
@@ -67,6 +77,9 @@ def tell(head: bytes, fields: Collection[str]) -> Kind:
             raise Unreadable(Code.UNSUPPORTED_FILE, f"the file is {what}; {_TAKEN}")
     if head.startswith(PARQUET):
         return Kind("parquet")
+    encoding = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
+    if encoding is not None or _WIDE.match(head.lstrip(b"\0")) or _WIDE.match(head):
+        raise Unreadable(Code.NOT_UTF8, f"the file is written in {encoding or 'UTF-16 or UTF-32'}; save it as UTF-8")
     text = head.removeprefix(BOM).lstrip(_BLANK)
     if text.startswith(b"["):
         return Kind("json")

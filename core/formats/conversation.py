@@ -1,12 +1,17 @@
 """Messages and tools as OpenAI's format has them -> as a template sees them, or everything wrong with them."""
 
 import difflib
+from itertools import islice
 from typing import Any
 
-from core.formats.parse import Object, Problem, Problems, kind, parse, quote, string
+from core.formats.parse import PROBLEMS_KEPT, Object, Problem, Problems, kind, parse, quote, repeated_key, string
 from core.formats.report import Code
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 20_000
+"""Of one conversation: with fewer than fifty tokens each it would still fill the longest context there is."""
+# A tool's message is looked at more closely: it answers a call.
+_SPEAKERS = frozenset(ROLES) - {"tool"}
 
 # A message or a tool as a template sees it: JSON objects, of which the readers have checked the fields they know.
 Message = dict[str, Any]
@@ -20,9 +25,11 @@ _HOLLOW_FIELDS = frozenset({"audio", "annotations", "function_call"})
 
 
 def ends_with_answer(messages: list[Message], path: str, problems: Problems) -> None:
+    if messages and messages[-1]["role"] == "assistant":
+        return
     if all(message["role"] != "assistant" for message in messages):
         problems.append(Problem(path, Code.NO_ASSISTANT_MESSAGE, "no message is from the assistant"))
-    elif messages[-1]["role"] != "assistant":
+    else:
         message = f"the last message is from {messages[-1]['role']}, not from the assistant"
         problems.append(Problem(f"{path}[{len(messages) - 1}].role", Code.LAST_MESSAGE_NOT_ASSISTANT, message))
 
@@ -48,8 +55,10 @@ def tools(row: Object, prefix: str, problems: Problems) -> tuple[list[Tool] | No
         return None, None
     if old:
         value = [{"type": "function", "function": function} for function in value]
-    names = set()
+    names, before = set(), len(problems)
     for index, tool in enumerate(value):
+        if len(problems) >= PROBLEMS_KEPT:
+            break
         at = f"{path}[{index}]"
         within = at if old else f"{at}.function"
         function = tool.get("function") if isinstance(tool, dict) else None
@@ -63,20 +72,29 @@ def tools(row: Object, prefix: str, problems: Problems) -> tuple[list[Tool] | No
             problems.append(Problem(f"{within}.parameters", Code.INVALID_TOOL, message))
         else:
             names.add(name)
-    return value or None, frozenset(names) if value else None
+    # With a broken tool it isn't known what may be called.
+    return value or None, frozenset(names) if value and len(problems) == before else None
 
 
 def messages(value: object, path: str, names: frozenset[str] | None, problems: Problems) -> list[Message]:
+    """The very list it is given when all of it is plain: each message a role and text and nothing else."""
     if not isinstance(value, list):
         problems.append(Problem(path, Code.WRONG_TYPE, f"{kind(value)} is not a list of messages"))
         return []
     if not value:
         problems.append(Problem(path, Code.EMPTY, "has no messages"))
+    if len(value) > MAX_MESSAGES:
+        problems.append(too_many(path, len(value)))
+        return []
+    if value and all(map(_is_plain, value)):
+        return value
     messages: list[Message] = []
     # Calls that wait for their results, and where they were made.
     waiting: dict[str, str] = {}
     role: object = None
     for index, item in enumerate(value):
+        if len(problems) >= PROBLEMS_KEPT:
+            break
         at = f"{path}[{index}]"
         if not isinstance(item, dict):
             problems.append(Problem(at, Code.WRONG_TYPE, f"{kind(item)} is not a message"))
@@ -96,6 +114,20 @@ def messages(value: object, path: str, names: frozenset[str] | None, problems: P
     if role == "tool":
         _unanswered(waiting, problems)
     return messages
+
+
+def too_many(path: str, count: int) -> Problem:
+    return Problem(path, Code.TOO_MANY_MESSAGES, f"has {count:,} messages, more than {MAX_MESSAGES:,}")
+
+
+def _is_plain(item: object) -> bool:
+    return (
+        isinstance(item, dict)
+        and len(item) == 2
+        and isinstance(role := item.get("role"), str)
+        and role in _SPEAKERS
+        and isinstance(item.get("content"), str)
+    )
 
 
 def _old_call(
@@ -125,8 +157,9 @@ def _old_call(
 def _old_result(item: Message, at: str, waiting: dict[str, str], problems: Problems) -> Message:
     """A message of the role ``function`` is the result of the ``function_call`` before it."""
     string(item, "name", f"{at}.name", problems, empty=False)
-    call = next((call for call, where in waiting.items() if call == where), None)
-    if call is None:
+    # A message that calls in the old form makes one call, and none from before it waits any longer.
+    call = next(iter(waiting), None)
+    if call is None or waiting[call] != call:
         message = "no function_call waits for its result"
         problems.append(Problem(f"{at}.role", Code.TOOL_RESULT_WITHOUT_CALL, message))
     else:
@@ -135,7 +168,7 @@ def _old_result(item: Message, at: str, waiting: dict[str, str], problems: Probl
 
 
 def _unanswered(waiting: dict[str, str], problems: Problems) -> None:
-    for call, where in waiting.items():
+    for call, where in islice(waiting.items(), PROBLEMS_KEPT):
         message = f"no tool message answers the call {quote(call)}"
         problems.append(Problem(where, Code.TOOL_CALL_WITHOUT_RESULT, message))
     waiting.clear()
@@ -160,15 +193,14 @@ def _message(
         else:
             message = f"{quote(role)} is not one of {', '.join(ROLES)}"
             problems.append(Problem(f"{at}.role", Code.UNKNOWN_ROLE, message))
-    # Almost every message has only a role and text: they pass here.
-    if len(item) == 2 and isinstance(item.get("content"), str):
-        return item
     result: Message = {"role": role}
     for field, value in item.items():
         if field in _MESSAGE_FIELDS:
             continue
         if field in _HOLLOW_FIELDS and not value:
             continue
+        if len(problems) >= PROBLEMS_KEPT:
+            break
         problems.append(_unknown_field(field, f"{at}.{field}"))
     calls = item.get("tool_calls")
     result["content"] = _content(item, at, bool(calls) and role == "assistant", problems)
@@ -194,7 +226,7 @@ def _message(
 def _unknown_field(field: str, path: str) -> Problem:
     if field == "audio":
         return Problem(path, Code.UNSUPPORTED_CONTENT, "audio can not be trained on")
-    near = difflib.get_close_matches(field, sorted(_MESSAGE_FIELDS), n=1)
+    near = difflib.get_close_matches(field[:40], sorted(_MESSAGE_FIELDS), n=1)
     return Problem(path, Code.UNKNOWN_FIELD, "is not a field of a message" + (f"; is it {near[0]}?" if near else ""))
 
 
@@ -218,6 +250,8 @@ def _content(item: Message, at: str, has_calls: bool, problems: Problems) -> str
         return ""
     texts = []
     for index, part in enumerate(content):
+        if len(problems) >= PROBLEMS_KEPT:
+            break
         sort = part.get("type") if isinstance(part, dict) else None
         if sort in ("text", "refusal") and isinstance(text := part.get(sort), str):
             texts.append(text)
@@ -239,6 +273,8 @@ def _tool_calls(
         return []
     result = []
     for index, call in enumerate(calls):
+        if len(problems) >= PROBLEMS_KEPT:
+            break
         at = f"{path}[{index}]"
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(call, dict) or call.get("type") != "function" or not isinstance(function, dict):
@@ -267,9 +303,14 @@ def _arguments(value: object, path: str, problems: Problems) -> Object:
     if not isinstance(value, str):
         problems.append(Problem(path, Code.INVALID_ARGUMENTS, f"{kind(value)} is not a string of JSON"))
         return {}
-    parsed, problem = parse(value.encode("utf-8", "surrogatepass"))
+    if value == "{}":
+        return {}
+    line = value.encode("utf-8", "surrogatepass")
+    parsed, problem = parse(line)
+    problem = problem or repeated_key(line, parsed)
     if problem is not None:
-        problems.append(Problem(path, Code.INVALID_ARGUMENTS, f"the string is not JSON: {problem.message}"))
+        where = f"{problem.path} " if problem.path else ""
+        problems.append(Problem(path, Code.INVALID_ARGUMENTS, f"the string is not JSON: {where}{problem.message}"))
     elif not isinstance(parsed, dict):
         problems.append(Problem(path, Code.INVALID_ARGUMENTS, f"{kind(parsed)} in the string is not an object"))
     else:

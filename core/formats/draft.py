@@ -4,10 +4,11 @@ A converter judges little: the reader of the own form does, and its faults are t
 """
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.formats.parse import Object, Problem, Problems, parse
+from core.formats.parse import PROBLEMS_KEPT, Object, Problem, Problems, kind, parse
 from core.formats.report import Code
 
 
@@ -32,6 +33,11 @@ class Draft:
         # A field that was made of a whole piece has no parts the user would know.
         return found.rstrip("!") if found.endswith("!") else found + rest
 
+    @property
+    def full(self) -> bool:
+        """Whether so much is wrong that it is no use to go on."""
+        return len(self.problems) >= PROBLEMS_KEPT
+
     def fault(self, path: str, code: Code, message: str) -> None:
         self.problems.append(Problem(path, code, message))
 
@@ -43,7 +49,8 @@ class Talk:
         self.draft = draft
         self.path = path
         self.messages: list[Any] = []
-        self._waiting: list[Any] = []
+        # In the order they were made.
+        self._waiting: OrderedDict[str, None] = OrderedDict()
 
     def say(self, role: object, content: object, where: str, *, role_at: str | None = None, **more: Any) -> None:
         """A message; ``where`` the user wrote its content, ``role_at`` its role."""
@@ -55,15 +62,19 @@ class Talk:
 
     def take(self, message: object, where: str) -> None:
         """A message that is one already. Hugging Face's calls have no ids, and their arguments may be objects."""
+        if not isinstance(message, dict):
+            self.draft.fault(where, Code.WRONG_TYPE, f"{kind(message)} is not a message")
+            return
         at = f"{self.path}[{len(self.messages)}]"
         self.draft.origins[at] = where
-        if isinstance(message, dict) and isinstance(calls := message.get("tool_calls"), list):
+        if isinstance(calls := message.get("tool_calls"), list):
             message = message | {"tool_calls": [self._call(call) for call in calls]}
-        elif isinstance(message, dict) and message.get("role") == "tool":
-            if "tool_call_id" in message:
-                self._waiting = [call for call in self._waiting if call != message["tool_call_id"]]
-            elif self._waiting:
-                message = message | {"tool_call_id": self._waiting.pop(0)}
+        elif message.get("role") == "tool":
+            if isinstance(call := message.get("tool_call_id"), str):
+                self._waiting.pop(call, None)
+            elif "tool_call_id" not in message and self._waiting:
+                call, _ = self._waiting.popitem(last=False)
+                message = message | {"tool_call_id": call}
         self.messages.append(message)
 
     def _call(self, call: object) -> object:
@@ -73,7 +84,8 @@ class Talk:
         if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
             function = function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
         identifier = call.get("id") or f"call_{len(self.messages)}_{len(self._waiting)}"
-        self._waiting.append(identifier)
+        if isinstance(identifier, str):
+            self._waiting[identifier] = None
         return {"id": identifier, "type": call.get("type") or "function", "function": function}
 
 

@@ -28,7 +28,8 @@ class Source:
         """Up to 80 characters; None when there is nothing to show."""
         if not self._line.strip():
             return None
-        if self._parsed is None:
+        # What is wrong with the whole line may be that no parser should see it.
+        if not path or self._parsed is None:
             return _around(self._line, message)
         (value,) = self._parsed
         for key, index in _PART.findall(path):

@@ -1,5 +1,8 @@
 """Rows as Hugging Face's libraries name them: ``prompt``, ``completion``, ``chosen``, ``rejected``, ``label``."""
 
+from typing import Any
+
+from core.formats.conversation import MAX_MESSAGES, too_many
 from core.formats.draft import Draft, Talk, label, system, tools
 from core.formats.parse import Object, kind
 from core.formats.report import Code
@@ -12,10 +15,19 @@ def _put(value: object, name: str, talk: Talk, role: str) -> None:
     elif isinstance(value, dict):
         talk.take(value, name)
     elif isinstance(value, list):
-        for index, message in enumerate(value):
-            talk.take(message, f"{name}[{index}]")
+        _take(value, 0, name, talk)
     else:
         talk.draft.fault(name, Code.WRONG_TYPE, f"{kind(value)} is neither a string nor a list of messages")
+
+
+def _take(messages: list[Any], first: int, name: str, talk: Talk) -> None:
+    if len(messages) > MAX_MESSAGES:
+        talk.draft.problems.append(too_many(name, len(messages)))
+        return
+    for index, message in enumerate(messages[first:], first):
+        if talk.draft.full:
+            break
+        talk.take(message, f"{name}[{index}]")
 
 
 def preference(row: Object) -> Draft:
@@ -46,8 +58,7 @@ def preference(row: Object) -> Draft:
     ):
         ending = Talk(draft, target)
         if isinstance(answer, list):
-            for index, message in enumerate(answer[shared:], shared):
-                ending.take(message, f"{name}[{index}]")
+            _take(answer, shared, name, ending)
         else:
             _put(answer, name, ending, "assistant")
         draft.row[target] = ending.messages

@@ -11,10 +11,20 @@ from core.formats.report import Code
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """About a million tokens: more than any model takes, and little enough to be held many times over."""
 MAX_DEPTH = 64
+MAX_CONTAINERS = 250_000
+"""Objects and lists of one line: each takes a hundred bytes of memory or more, and two of its own."""
+PROBLEMS_KEPT = 100
+"""Of one row, which could have a million: what walks a row stops at so many."""
 
-_NUL = re.compile("\0")
-# Unicode forbids these two in interchange; `templates` marks learned text with them.
-_RESERVED = re.compile("[\ufdd0\ufdd1]")
+# Unicode forbids U+FDD0 and U+FDD1 in interchange; `templates` marks learned text with them.
+_FORBIDDEN = re.compile("[\0\ufdd0\ufdd1]")
+_FORBIDDEN_BYTES = re.compile(rb"\\u(?:0000|[fF][dD][dD][01])|\xef\xb7[\x90\x91]")
+_QUOTED = re.compile(rb'"[^"]*"?')
+# 1 for a bracket that opens, -1 for one that closes.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+# No JSON, but written by programs that know no better.
+_NO_NUMBER = re.compile(r"-?(?:NaN|nan|Infinity|inf)\b")
 
 
 class Problem(NamedTuple):
@@ -32,18 +42,32 @@ Object = dict[str, Any]  # any JSON object; readers check the fields they know
 def parse(line: bytes) -> tuple[object, Problem | None]:
     if len(line) > MAX_LINE_BYTES:
         return None, too_long()
+    if (problem := tangled(line)) is not None:
+        return None, problem
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return None, _diagnose(line, error)
-    # Depth is at most the number of opening brackets, and most lines have few of them.
-    if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
-        return None, Problem("", Code.TOO_DEEP, f"objects and lists are nested more than {MAX_DEPTH} deep")
-    if b"\\u0000" in line and (path := _path_of(_NUL, value)) is not None:
-        return None, Problem(path, Code.NUL, "the text has a NUL character")
-    if (b"\xef\xb7" in line or b"\\u" in line) and (path := _path_of(_RESERVED, value)) is not None:
-        return None, Problem(path, Code.NONCHARACTER, "the text has U+FDD0 or U+FDD1, which are no characters")
+    # Looking for a single byte first is several times faster.
+    suspicious = (b"\\" in line and b"\\u" in line) or b"\xef" in line
+    if suspicious and _FORBIDDEN_BYTES.search(line) and (found := _forbidden(value)):
+        steps, character = found
+        if character == "\0":
+            return None, Problem(_path(steps), Code.NUL, "the text has a NUL character")
+        message = "the text has U+FDD0 or U+FDD1, which are no characters"
+        return None, Problem(_path(steps), Code.NONCHARACTER, message)
     return value, None
+
+
+def repeated_key(line: bytes, value: object, strings: int | None = None) -> Problem | None:
+    """What is wrong if an object of the line has a key twice: the parser kept the last one and dropped the others.
+
+    ``value`` is what the line was parsed to, ``strings`` how many keys and strings it has, if that is known.
+    """
+    if _quotes(line) == (_quotes(orjson.dumps(value)) if strings is None else 2 * strings):
+        return None
+    steps = _repeated(json.loads(line, object_pairs_hook=_Pairs))
+    return None if steps is None else Problem(_path(steps), Code.DUPLICATE_KEY, "is there twice: only one can count")
 
 
 def too_long() -> Problem:
@@ -53,7 +77,7 @@ def too_long() -> Problem:
 def _diagnose(line: bytes, error: orjson.JSONDecodeError) -> Problem:
     """Says what kind of broken JSON this is; the parser alone tells little."""
     try:
-        line.decode()
+        text = line.decode()
     except UnicodeDecodeError as wrong:
         hint = "; it looks like UTF-16" if line.count(b"\0") > len(line) // 4 else ""
         return Problem("", Code.NOT_UTF8, f"byte {wrong.start + 1} of the line is not UTF-8{hint}")
@@ -62,49 +86,88 @@ def _diagnose(line: bytes, error: orjson.JSONDecodeError) -> Problem:
     if "surrogate" in error.msg:
         message = f"a \\u escape before column {error.colno} is half of a surrogate pair"
         return Problem("", Code.LONE_SURROGATE, message)
-    if "depth" in error.msg or "ecursion" in error.msg:
+    if "infinity" in error.msg:
+        return Problem("", Code.HUGE_NUMBER, f"the number at column {error.colno} is too large for any program")
+    # The parser stops behind a sign.
+    start = max(0, error.pos - 1) if text[max(0, error.pos - 1) : error.pos] == "-" else error.pos
+    if constant := _NO_NUMBER.match(text, start):
+        return Problem("", Code.NAN, f"{constant.group()} is not JSON")
+    if "\r" in text.strip("\r"):
+        return Problem("", Code.INVALID_JSON, "the line has carriage returns inside; end lines with \\n or \\r\\n")
+    # What the parser says when a long line ends too early.
+    why = "unexpected end of data" if "memory" in error.msg else error.msg.split(":")[0]
+    return Problem("", Code.INVALID_JSON, f"not JSON at column {error.colno}: {why}")
+
+
+def tangled(line: bytes) -> Problem | None:
+    """Whether a parser would choke on the line. Of the bytes, so that a line that is no JSON has a depth, too."""
+    # Depth is at most the number of opening brackets, and most lines have few of them.
+    if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
+        return None
+    # A line of four million brackets would keep a loop busy for a second.
+    import numpy as np
+
+    outside = _QUOTED.sub(b"", line.replace(rb"\\", b"").replace(rb"\"", b""))
+    steps = np.frombuffer(outside.translate(_STEPS, _NO_BRACKET), np.int8)
+    if steps.cumsum(dtype=np.int32).max(initial=0) > MAX_DEPTH:
         return Problem("", Code.TOO_DEEP, f"objects and lists are nested more than {MAX_DEPTH} deep")
-    constants: list[str] = []
-    # Bounded before it is parsed again: the standard parser recurses.
-    if max(line.count(b"{"), line.count(b"[")) <= MAX_DEPTH:
-        try:
-            json.loads(line, parse_constant=constants.append)
-        except ValueError:
-            constants = []
-    if constants:
-        return Problem("", Code.NAN, f"{constants[0]} is not JSON")
-    return Problem("", Code.INVALID_JSON, f"not JSON at column {error.colno}: {error.msg.split(':')[0]}")
-
-
-def _deeper(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        nested: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                nested.extend(item.values())
-            elif isinstance(item, list):
-                nested.extend(item)
-        level = [item for item in nested if isinstance(item, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _path_of(pattern: re.Pattern[str], value: object) -> str | None:
-    """Where the first string or key with such a character is."""
-    stack: list[tuple[str, object]] = [("", value)]
-    while stack:
-        path, item = stack.pop()
-        if isinstance(item, str) and pattern.search(item):
-            return path
-        if isinstance(item, dict):
-            if any(pattern.search(key) for key in item):
-                return path
-            stack.extend((f"{path}.{key}" if path else key, inner) for key, inner in item.items())
-        elif isinstance(item, list):
-            stack.extend((f"{path}[{index}]", inner) for index, inner in enumerate(item))
+    if np.count_nonzero(steps == 1) > MAX_CONTAINERS:
+        return Problem("", Code.TOO_COMPLEX, f"the line has more than {MAX_CONTAINERS:,} objects and lists")
     return None
+
+
+def _quotes(text: bytes) -> int:
+    """Quotation marks that begin or end a string."""
+    if b"\\" in text:
+        text = text.replace(rb"\\", b"")
+        return text.count(b'"') - text.count(rb"\"")
+    return text.count(b'"')
+
+
+def _forbidden(value: object) -> tuple[list[str], str] | None:
+    """The first text with a character that may not be, as steps to it, and the character.
+
+    Steps become a path only where one is found: a key may be megabytes long and have a million things under it.
+    """
+    if isinstance(value, str):
+        found = _FORBIDDEN.search(value)
+        return ([], found.group()) if found else None
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if found := _FORBIDDEN.search(key):
+                return [], found.group()
+            if inner := _forbidden(item):
+                return [f".{key}", *inner[0]], inner[1]
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if inner := _forbidden(item):
+                return [f"[{index}]", *inner[0]], inner[1]
+    return None
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object as it is written, equal keys included."""
+
+
+def _repeated(value: object) -> list[str] | None:
+    """The steps to the first key that is in its object already."""
+    if isinstance(value, _Pairs):
+        seen = set()
+        for key, item in value:
+            if key in seen:
+                return [f".{key}"]
+            seen.add(key)
+            if (inner := _repeated(item)) is not None:
+                return [f".{key}", *inner]
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if (inner := _repeated(item)) is not None:
+                return [f"[{index}]", *inner]
+    return None
+
+
+def _path(steps: list[str]) -> str:
+    return "".join(steps).removeprefix(".")
 
 
 def kind(value: object) -> str:

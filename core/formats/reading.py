@@ -125,7 +125,7 @@ def _read(
     checker.report.container = kind.container
     match kind.container:
         case "jsonl":
-            while chunk := source.read(_CHUNK):
+            while not checker.hopeless and (chunk := source.read(_CHUNK)):
                 checker.feed(chunk)
                 told()
         case "json":
@@ -162,6 +162,8 @@ def _read_array(source: IO[bytes], head: bytes, checker: Checker, told: Callable
                     checker.bad_row(record.number, [parse.too_long()])
                 else:
                     checker.row(record.number, record.text)
+                if checker.hopeless:
+                    return
             told()
         array.finish()
     finally:
@@ -174,6 +176,8 @@ def _take(table: Iterable[TableRow], checker: Checker, told: Callable[[], None])
             checker.bad_row(row.number, row.problems)
         else:
             checker.row(row.number, row.text)
+        if checker.hopeless:
+            return
         if count % 1000 == 0:
             told()
 

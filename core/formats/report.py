@@ -35,6 +35,7 @@ class Code(StrEnum):
 
     # The whole file.
     EMPTY_FILE = "empty_file"
+    TOO_MANY_FAULTS = "too_many_faults"
     UNSUPPORTED_FILE = "unsupported_file"
     BROKEN_FILE = "broken_file"
     UNPACKED_TOO_LARGE = "unpacked_too_large"
@@ -49,6 +50,9 @@ class Code(StrEnum):
     NUL = "nul"
     NONCHARACTER = "noncharacter"
     TOO_DEEP = "too_deep"
+    TOO_COMPLEX = "too_complex"
+    HUGE_NUMBER = "huge_number"
+    DUPLICATE_KEY = "duplicate_key"
     # A row.
     NOT_AN_OBJECT = "not_an_object"
     UNKNOWN_FORMAT = "unknown_format"
@@ -60,6 +64,7 @@ class Code(StrEnum):
     # A conversation.
     UNKNOWN_ROLE = "unknown_role"
     INVALID_WEIGHT = "invalid_weight"
+    TOO_MANY_MESSAGES = "too_many_messages"
     NO_ASSISTANT_MESSAGE = "no_assistant_message"
     LAST_MESSAGE_NOT_ASSISTANT = "last_message_not_assistant"
     UNSUPPORTED_CONTENT = "unsupported_content"

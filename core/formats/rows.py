@@ -12,7 +12,7 @@ import orjson
 
 from core.formats import conversation, foreign
 from core.formats.conversation import Message, Tool
-from core.formats.parse import Object, Problem, Problems, kind, parse, string
+from core.formats.parse import Object, Problem, Problems, kind, parse, repeated_key, string
 from core.formats.report import Code, Format
 
 
@@ -100,12 +100,31 @@ def read(line: bytes, reader: Reader | None = None) -> Read:
     if not isinstance(value, dict):
         return Read(None, None, [Problem("", Code.NOT_AN_OBJECT, f"{kind(value)} is not an object")])
     if reader is None:
-        reader = next((reader for reader in READERS if reader.recognises(value)), None)
+        reader = recognise(value)
     if reader is None:
         return Read(None, None, [unknown(list(value))])
     problems: Problems = []
     row = reader.read(value, problems)
+    strings = None
+    if isinstance(row, Chat) and len(value) == 1 and row.messages is value.get("messages"):
+        # A plain conversation, as most are: "messages", and two keys and two strings in each.
+        strings = 1 + 4 * len(row.messages)
+    elif isinstance(row, Text) and len(value) == 1:
+        strings = 2
+    twice = repeated_key(line, value, strings)
+    if twice is not None:
+        return Read(reader, None, [twice])
     return Read(reader, None if problems else row, problems)
+
+
+def recognise(value: Object) -> Reader | None:
+    """The first reader that knows such a row."""
+    # What nearly all rows are, without asking everybody.
+    if "messages" in value:
+        return _OWN["chat"]
+    if len(value) == 1 and "text" in value:
+        return _OWN["text"]
+    return next((reader for reader in READERS if reader.recognises(value)), None)
 
 
 def unknown(fields: list[str]) -> Problem:

@@ -1,7 +1,11 @@
 """ShareGPT rows: ``conversations`` of turns with ``from`` and ``value``, tool calls and observations among them."""
 
 import json
+from collections import deque
 
+import orjson
+
+from core.formats.conversation import MAX_MESSAGES, too_many
 from core.formats.draft import Draft, Talk, label, put, tools
 from core.formats.parse import Object, kind, parse, quote
 from core.formats.report import Code
@@ -29,7 +33,7 @@ class _Turns:
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
-        self._waiting: list[str] = []
+        self._waiting: deque[str] = deque()
         self._calls = 0
 
     def turn(self, item: object, at: str) -> None:
@@ -58,13 +62,15 @@ class _Turns:
 
     def _call(self, value: object, where: str, role_at: str, more: Object) -> None:
         calls: list[Object] = []
+        identifiers: list[str] = []
         for name, arguments in _functions_called(value, where, self._talk.draft):
             identifier = f"call_{self._calls}"
             self._calls += 1
+            identifiers.append(identifier)
             calls.append({"id": identifier, "type": "function", "function": {"name": name, "arguments": arguments}})
         at = f"{self._talk.path}[{len(self._talk.messages)}].tool_calls"
         self._talk.draft.origins[at] = f"{where}!"
-        self._waiting = [call["id"] for call in calls]
+        self._waiting = deque(identifiers)
         self._talk.say("assistant", None, where, role_at=role_at, tool_calls=calls, **more)
 
     def _observe(self, value: object, where: str, role_at: str, more: Object) -> None:
@@ -79,7 +85,7 @@ class _Turns:
                 message = "no function_call waits for this observation"
                 self._talk.draft.fault(role_at, Code.TOOL_RESULT_WITHOUT_CALL, message)
                 return
-            call = self._waiting.pop(0)
+            call = self._waiting.popleft()
             if isinstance(result, dict | list):
                 result = json.dumps(result, ensure_ascii=False)
             self._talk.say("tool", result, where, role_at=role_at, tool_call_id=call, **more)
@@ -99,7 +105,7 @@ def _functions_called(value: object, where: str, draft: Draft) -> list[tuple[str
             draft.fault(where, Code.INVALID_TOOL_CALL, message)
             return []
         arguments = call.get("arguments", call.get("parameters", {}))
-        found.append((name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)))
+        found.append((name, arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()))
     return found
 
 
@@ -113,8 +119,12 @@ def _talk_of(row: Object, draft: Draft, path: str) -> _Turns:
     draft.origins[path] = name
     if not isinstance(turns, list):
         draft.fault(name, Code.WRONG_TYPE, f"{kind(turns)} is not a list of turns")
+    elif len(turns) > MAX_MESSAGES:
+        draft.problems.append(too_many(name, len(turns)))
     else:
         for index, item in enumerate(turns):
+            if draft.full:
+                break
             speakers.turn(item, f"{name}[{index}]")
     put(draft.row, path, talk.messages)
     return speakers

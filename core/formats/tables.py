@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from core.formats.containers import Unreadable, check_size
-from core.formats.parse import MAX_LINE_BYTES, Problem, Problems, too_long
+from core.formats.parse import MAX_LINE_BYTES, Problem, Problems, tangled, too_long
 from core.formats.report import Code
 
 # Columns whose cells are JSON where they look like it: text may begin with a bracket as well.
@@ -24,6 +24,7 @@ _OPTIONAL = frozenset({"tools", "functions", "history", "system", "input", "para
 _TRUTH = frozenset({"label", "kto_tag", "parallel_tool_calls"})
 _WORDS = {"true": True, "1": True, "false": False, "0": False}
 _BATCH = 256
+_AT_ONCE = 16
 
 
 class TableRow(NamedTuple):
@@ -62,7 +63,8 @@ class Csv:
                 cells = next(self._rows, None)
             except csv.Error as error:
                 message = _sentence(error, self.lines - first + 1)
-                if header is None:
+                # After a cell without end nobody knows where a row begins.
+                if header is None or "field limit" in str(error):
                     raise Unreadable(Code.INVALID_CSV, message, first) from None
                 yield TableRow(first, b"", [Problem("", Code.INVALID_CSV, message)])
                 continue
@@ -108,6 +110,10 @@ def _csv_row(line: int, cells: dict[str, str]) -> TableRow:
 
 
 def _json_cell(name: str, cell: str, problems: Problems) -> object:
+    if (problem := tangled(cell.encode("utf-8", "surrogateescape"))) is not None:
+        if name in _ALWAYS_STRUCTURED:
+            problems.append(problem._replace(path=name))
+        return cell
     try:
         value = orjson.loads(cell)
     except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
@@ -167,12 +173,14 @@ class Parquet:
         number = unpacked = 0
         try:
             for batch in self._file.iter_batches(batch_size=self._batch, columns=wanted, use_threads=False):
-                unpacked += batch.nbytes
-                check_size(unpacked, self._size)
-                # A column at a time would hold the batch twice; rows are small.
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _encoded(number, {name: _without_nulls(value) for name, value in row.items()})
+                # A value that many rows share lies in memory once, until each row gets its own.
+                for start in range(0, batch.num_rows, _AT_ONCE):
+                    for row in batch.slice(start, _AT_ONCE).to_pylist():
+                        number += 1
+                        made = _encoded(number, {name: _without_nulls(value) for name, value in row.items()})
+                        unpacked += len(made.text)
+                        check_size(unpacked, self._size)
+                        yield made
         except (MemoryError, Unreadable):
             raise
         except UnicodeDecodeError:

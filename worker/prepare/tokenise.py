@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +37,8 @@ _SAMPLED = 512
 # Rows tokenised together: enough to keep every core busy, and never more text than memory is there for.
 _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 2_000_000
+_QUESTIONS = 64
+"""Up to so many single offsets are asked for one at a time."""
 
 
 class RowFault(ValueError):
@@ -189,27 +192,70 @@ class Encoder:
         return [(start, end, weight) for (start, end), weight in zip(extents, weights, strict=True) if weight != 1.0]
 
     def _tokens(self, line: int, drawn: _Drawn, encoding: Encoding) -> Tokens:
-        ids = np.array(encoding.ids, dtype=np.int32)
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        starts, ends = offsets[:, 0], offsets[:, 1]
+        ids = encoding.ids
+        count = len(ids)
+        head = self._bos if drawn.plain and self._bos is not None and ids[:1] != [self._bos] else None
+        if head is not None:
+            ids.insert(0, head)
+        tail = self._eos if drawn.plain and self._eos is not None and ids[-1:] != [self._eos] else None
+        if tail is not None:
+            ids.append(tail)
         completion = np.zeros(len(ids), dtype=np.uint8)
         weight = np.ones(len(ids), dtype=np.float32)
-        straddles = False
+        # Views of what the text itself became.
+        first = 0 if head is None else 1
+        said, weighed = completion[first : first + count], weight[first : first + count]
+        spans = _Spans(encoding, len(drawn.text), 2 * (len(drawn.learned) + len(drawn.weights)))
         for start, end in drawn.learned:
             # A token that began before the span is part prompt: at inference the prompt would end inside it.
-            completion[(starts >= start) & (starts < end)] = 1
-            straddles = straddles or bool(((starts < start) & (ends > start)).any())
-        if straddles:
+            said[spans.beginning_in(start, end)] = 1
+        if any(spans.straddled(start) for start, _ in drawn.learned):
             note(self.straddling, line)
         for start, end, value in drawn.weights:
-            weight[(starts >= start) & (starts < end)] = value
-        if not drawn.plain:
-            return Tokens(ids, weight, completion)
-        if self._bos is not None and (not len(ids) or ids[0] != self._bos):
-            ids, weight, completion = _add(ids, weight, completion, 0, self._bos, 0)
-        if self._eos is not None and (not len(ids) or ids[-1] != self._eos):
-            ids, weight, completion = _add(ids, weight, completion, len(ids), self._eos, 1)
-        return Tokens(ids, weight, completion)
+            weighed[spans.beginning_in(start, end)] = value
+        if tail is not None:
+            completion[-1] = 1
+        return Tokens(np.array(ids, dtype=np.int32), weight, completion)
+
+
+class _Spans:
+    """Which tokens belong to spans of characters.
+
+    Nearly every span begins and ends where a token begins, and the tokenizer can be asked for those few tokens. A list
+    of all its offsets takes longer to make than the rest of a row, so it is made only when a span needs it.
+    """
+
+    def __init__(self, encoding: Encoding, characters: int, questions: int) -> None:
+        self._encoding = encoding
+        self._known: dict[int, int | None] = {0: 0, characters: len(encoding)}
+        # A question takes the time of a walk over the row.
+        self._ask = questions <= _QUESTIONS
+
+    def beginning_in(self, start: int, end: int) -> slice | NDArray[np.bool_]:
+        first, last = self._first(start), self._first(end)
+        if first is not None and last is not None:
+            return slice(first, last)
+        starts = self._offsets[:, 0]
+        return (starts >= start) & (starts < end)
+
+    def straddled(self, character: int) -> bool:
+        """Whether a token reaches over the boundary before this character."""
+        if self._first(character) is not None:
+            return False
+        starts, ends = self._offsets[:, 0], self._offsets[:, 1]
+        return bool(((starts < character) & (ends > character)).any())
+
+    def _first(self, character: int) -> int | None:
+        """The first token that begins at exactly this character, if one does."""
+        if character not in self._known:
+            token = self._encoding.char_to_token(character) if self._ask else None
+            extent = self._encoding.token_to_chars(token) if token is not None else None
+            self._known[character] = token if extent is not None and extent[0] == character else None
+        return self._known[character]
+
+    @cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.array(self._encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
 
 def template_text(base: Path, options: JobOptions) -> str:
@@ -227,17 +273,6 @@ def encoder(base: Path, facts: Facts, options: JobOptions) -> Encoder:
 
 def _weighs(message: Message) -> bool:
     return bool(message.get("weight", 1.0) != 1.0)
-
-
-def _add(
-    ids: NDArray[np.int32],
-    weight: NDArray[np.float32],
-    completion: NDArray[np.uint8],
-    at: int,
-    token: int,
-    learned: int,
-) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]:
-    return np.insert(ids, at, token), np.insert(weight, at, 1.0), np.insert(completion, at, learned)
 
 
 def note(named: Named, line: int, source: int = 0) -> None:
@@ -286,14 +321,14 @@ class Spool:
 
     def add(self, line: int, tokens: Tokens, source: int = 0, digest: int | None = None) -> None:
         """Keeps a row, unless nothing in it would be learned: such a row is only named."""
-        learned = int(tokens.completion.sum())
+        learned = int(np.count_nonzero(tokens.completion))
         # The first token has nothing before it that could predict it.
         if not (tokens.completion[1:] * tokens.weight[1:]).any():
             note(self.masked, line, source)
             return
         columns: tuple[NDArray[Any], ...] = (tokens.ids, tokens.weight, tokens.completion)
         for file, values in zip(self._files, columns, strict=True):
-            file.write(values.tobytes())
+            file.write(values.data)
         self.offsets.append(self.offsets[-1] + len(tokens.ids))
         self.lines.append(line)
         self.learned.append(learned)

@@ -120,7 +120,7 @@ BROKEN: list[tuple[str, bytes, list[tuple[int, Code]], bool]] = [
     ("an array not closed", b"[" + A, [(1, Code.BROKEN_FILE)], True),
     ("an array cut after a comma", b"[" + A + b",", [(1, Code.BROKEN_FILE)], True),
     ("an array cut within a record", b"[" + A + b',\n {"text": "', [(2, Code.BROKEN_FILE)], True),
-    ("an array closed by a brace", b"[" + A + b"}", [(0, Code.BROKEN_FILE)], True),
+    ("an array closed by a brace", b"[" + A + b"}", [(1, Code.BROKEN_FILE)], True),
     ("two arrays", b"[" + A + b"][" + B + b"]", [(1, Code.BROKEN_FILE)], True),
     ("lists on lines", b"[1]\n[2]\n", [(1, Code.NOT_AN_OBJECT), (1, Code.BROKEN_FILE)], True),
     ("a comma too many", b"[" + A + b",," + B + b"]", [(2, Code.INVALID_JSON)], False),

@@ -16,7 +16,7 @@ from core.formats.conversation import Message
 from core.formats.report import Code
 from core.formats.rows import Chat, Completion, Preference, Row, Text
 from worker.prepare.folder import Facts
-from worker.prepare.tokenise import Encoder, RowFault, Spool, Tokens, cut
+from worker.prepare.tokenise import Encoder, RowFault, Spool, Tokens, _Spans, cut
 
 GEMMA = families.text("gemma3")
 PLAIN = families.text("plain")
@@ -127,6 +127,22 @@ def test_a_token_that_begins_in_the_prompt_is_not_learned_and_is_named(
     assert learned(whole, tokenizer) == " is<eos>"
     assert encoder.encode([(8, Completion("the answer", " is"))])
     assert encoder.straddling.count == 1
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text("ab the{}东🙂é\u0301 ", min_size=1, max_size=40), st.data())
+def test_a_token_belongs_to_the_span_it_begins_in(tokenizer: Any, text: str, data: Any) -> None:
+    """However many spans are asked for: a few are looked up one by one, many in the list of all offsets."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    place = st.integers(0, len(text))
+    few, many = _Spans(encoding, len(text), 1), _Spans(encoding, len(text), 1_000)
+    for start, end in data.draw(st.lists(st.tuples(place, place).map(sorted), min_size=1, max_size=4)):
+        expected = [start <= first < end for first, _ in encoding.offsets]
+        for spans in (few, many):
+            chosen = np.zeros(len(encoding), bool)
+            chosen[spans.beginning_in(start, end)] = True
+            assert chosen.tolist() == expected
+            assert spans.straddled(start) == any(first < start < last for first, last in encoding.offsets)
 
 
 def test_preference_rows_are_not_for_this(base: Path, facts: Facts) -> None:
