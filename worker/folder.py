@@ -45,12 +45,14 @@ class BaseSpec(_Strict):
 
 
 class LoraSpec(_Strict):
-    rank: int
-    alpha: float
+    rank: int = 16
+    alpha: float = 32
     dropout: float = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     rslora: bool = False
     dora: bool = False
+    plus_ratio: float = 1.0
+    """LoRA+: the learning rate of B over that of A."""
 
 
 class OptimSpec(_Strict):
@@ -58,7 +60,7 @@ class OptimSpec(_Strict):
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
     warmup_steps: int = 0
     min_lr_ratio: float = 0.1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit", "sgd"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -72,8 +74,11 @@ class TrainSpec(_Strict):
     job_id: str
     method: Literal["supervised"] = "supervised"
     base: BaseSpec
-    adapter: Literal["lora"] = "lora"
-    lora: LoraSpec
+    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = "lora"
+    lora: LoraSpec = LoraSpec()
+    layers: list[int] | None = None
+    """Layers that are trained or adapted, from 0 on or from -1 back; None: all."""
+    virtual_tokens: int = 20
     prompt_loss_weight: float
     seed: int
     epochs: float

@@ -1,4 +1,4 @@
-"""The folder a finished run leaves: adapter, tokenizer, chat template, and how it was made."""
+"""The folder a finished run leaves: weights, tokenizer, chat template, and how it was made."""
 
 import json
 import shutil
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.folder import TrainSpec
-from worker.train import adapter, manifest
-from worker.train.load import Model
+from worker.train import manifest, weights
+from worker.train.model import Model
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
 def write(folder: Path, model: Model, spec: TrainSpec, base: Path, made: dict[str, Any], template: Path) -> None:
     """``made``: versions, data hashes and metrics for training.json; ``template``: the job's own, if it is there."""
     draft = manifest.draft(folder)
-    adapter.write(model, draft)
+    weights.write(model, draft)
     for name in TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, draft / name)

@@ -1,6 +1,7 @@
 """Checkpoints of a run: everything its next step depends on, in safetensors and JSON only.
 
-adapter_model.safetensors, adapter_config.json   the adapter, loadable by itself
+adapter_model.safetensors, adapter_config.json   the adapter, loadable by itself; where the network's own weights are
+                                                 trained, model.safetensors and config.json
 state.safetensors                                the optimizer's moments: ``<parameter>/<moment>``
 state.json                                       progress, random state, what made it
 manifest.json                                    written last
@@ -20,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from worker.folder import TrainSpec
-from worker.train import adapter, manifest
+from worker.train import manifest, weights
 from worker.train.faults import CheckpointRefused
-from worker.train.load import Model
+from worker.train.model import Model
 
 TENSORS = "state.safetensors"
 STATE = "state.json"
@@ -107,7 +108,7 @@ def set_random_state(model: Model, state: dict[str, list[int]]) -> None:
 
 def save(folder: Path, model: Model, optimizer: Optimizer, state: State) -> None:
     draft = manifest.draft(folder)
-    adapter.write(model, draft)
+    weights.write(model, draft)
     save_file(_moments(model, optimizer), draft / TENSORS)
     (draft / STATE).write_text(state.model_dump_json() + "\n")
     manifest.seal(draft, folder)
@@ -122,7 +123,6 @@ def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State
         raise CheckpointRefused("checkpoint_damaged", f"The checkpoint {folder.name} is damaged: {'; '.join(faults)}.")
     try:
         state = State.model_validate_json((folder / STATE).read_bytes())
-        weights = load_file(folder / adapter.WEIGHTS)
         moments = load_file(folder / TENSORS)
     except (OSError, ValidationError, SafetensorError) as error:
         # The manifest agreed with the files, yet they are not a checkpoint's, or of another version.
@@ -133,8 +133,10 @@ def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State
             f"The checkpoint {folder.name} is of a run with other data or settings and can't be continued exactly.",
         )
     try:
-        adapter.read(model, weights)
+        weights.read(model, folder)
         _set_moments(model, optimizer, moments)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointRefused("checkpoint_unreadable", f"The checkpoint {folder.name} can't be read.") from error
     except KeyError as error:
         raise CheckpointRefused(
             "checkpoint_mismatch", f"The checkpoint {folder.name} is of another adapter."
@@ -144,19 +146,25 @@ def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State
 
 
 def _moments(model: Model, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    names = list(model.trainable)
-    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
     return {
-        f"{names[index]}/{moment}": tensor.detach().cpu().contiguous()
-        for index, moments in state.items()
-        for moment, tensor in moments.items()
+        # A count that an optimizer keeps as a plain number goes as a whole-number tensor.
+        f"{name}/{moment}": torch.as_tensor(value).detach().cpu().clone()
+        for name, p in model.trainable.items()
+        for moment, value in optimizer.state.get(p, {}).items()
     }
 
 
 def _set_moments(model: Model, optimizer: Optimizer, saved: dict[str, torch.Tensor]) -> None:
-    places = {name: index for index, name in enumerate(model.trainable)}
+    places = {name: index for index, name in enumerate(_names(model, optimizer))}
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in saved.items():
         name, _, moment = key.rpartition("/")
-        state.setdefault(places[name], {})[moment] = tensor
+        plain = tensor.ndim == 0 and tensor.dtype == torch.int64
+        state.setdefault(places[name], {})[moment] = int(tensor) if plain else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _names(model: Model, optimizer: Optimizer) -> list[str]:
+    """The parameters' names in the order in which the optimizer counts them."""
+    names = {id(p): name for name, p in model.trainable.items()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]

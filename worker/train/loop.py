@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
 
-from worker.folder import STOP, OptimSpec, TrainSpec
-from worker.train import checkpoint, schedule, supervised
+from worker.folder import STOP, TrainSpec
+from worker.train import checkpoint, optimizers, schedule, supervised
 from worker.train.batches import Batches, Order, Rows
 from worker.train.checkpoint import Kind, Progress, State
 from worker.train.events import Events
 from worker.train.faults import Drained, Refused
-from worker.train.load import Model
+from worker.train.model import Model
 from worker.train.ranks import Ranks
 
 
@@ -37,7 +36,7 @@ class Run:
         spec = self.spec
         self.order = Order(len(self.rows), spec.batch_size, spec.seed)
         self.batches = Batches(self.rows, spec.prompt_loss_weight, spec.micro_batch_size, self.model.device)
-        self.optimizer = _optimizer(spec.optim, self.model)
+        self.optimizer = optimizers.build(spec.optim, self.model, spec.lora.plus_ratio)
         self.data = {"train": self.rows.sha256} | ({"valid": self.valid.sha256} if self.valid else {})
         self.config = checkpoint.config_sha256(spec, self.data)
         self.fingerprint = checkpoint.fingerprint(spec, self.model)
@@ -60,7 +59,7 @@ class Run:
             resumed_from_step=self.resumed_from,
         )
         events.emit("phase", phase="training")
-        model.peft.train()
+        model.module.train()
         if not progress.settled:
             self._settle()
 
@@ -85,8 +84,7 @@ class Run:
             train_loss, completion_loss, accuracy = _means(told, weight)
             _refuse_not_finite(step, train_loss, grad_norm)
             learning_rate = schedule.learning_rate(spec.optim, step, spec.total_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+            optimizers.set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -186,12 +184,12 @@ class Run:
         batches = Batches(self.valid, self.spec.prompt_loss_weight, self.spec.micro_batch_size, self.model.device)
         chosen = list(range(len(self.valid)))
         told = torch.zeros(5, dtype=torch.float64, device=self.model.device)
-        self.model.peft.eval()
+        self.model.module.eval()
         for micro_batch in batches.cut(self.ranks.share(chosen)):
             if self.ranks.size == 1 and self.draining():
                 self._hand_back()
             told += supervised.measure(self.model, micro_batch)
-        self.model.peft.train()
+        self.model.module.train()
         self.ranks.sum_([told])
         loss, completion_loss, accuracy = _means(told, batches.weight(chosen))
         metrics = {"valid_loss": loss, "valid_completion_loss": completion_loss, "valid_accuracy": accuracy}
@@ -256,20 +254,6 @@ class Run:
                 lines = ", ".join(str(self.rows.lines[i]) for i in sorted(chosen)[:10])
                 message = f"Step {step} has no token to learn from (lines {lines})."
                 raise Refused("nothing_to_learn", message, "training_file")
-
-
-def _optimizer(optim: OptimSpec, model: Model) -> Optimizer:
-    trainable = list(model.trainable.values())
-    if optim.optimizer == "sgd":
-        return SGD(trainable, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True)
-    return AdamW(
-        trainable,
-        lr=optim.learning_rate,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
 
 
 def _clip(gradients: list[Tensor], longest: float) -> float:

@@ -14,7 +14,8 @@ from worker.train import artifact
 from worker.train.batches import Rows
 from worker.train.events import Events, Silent
 from worker.train.faults import CheckpointRefused, Drained, Refused
-from worker.train.load import DTYPES, Resident, with_adapter
+from worker.train.adapters import attach
+from worker.train.load import DTYPES, Resident
 from worker.train.loop import Run
 from worker.train.ranks import Ranks
 
@@ -52,7 +53,7 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
     rows = Rows.read(folder / "train.safetensors")
     valid = Rows.read(folder / "valid.safetensors") if (folder / "valid.safetensors").exists() else None
     path = folder / spec.base.path
-    model = with_adapter(resident.take(path, DTYPES[spec.precision]), spec)
+    model = attach(resident.take(path, DTYPES[spec.precision], spec.adapter == "qlora"), spec)
     rows.check("training_file", model.vocabulary, spec.max_length)
     if valid is not None:
         valid.check("validation_file", model.vocabulary, spec.max_length)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from worker.train import loss
 from worker.train.batches import MicroBatch
-from worker.train.load import Model
+from worker.train.model import Model
 
 
 def backward(model: Model, batch: MicroBatch, weight: float) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 from tests import tiny
 from worker.folder import TrainSpec
 from worker.train.batches import Batches, Rows
-from worker.train.load import Model, Resident, load_base, with_adapter
+from worker.train.adapters import attach
+from worker.train.load import Resident, load_base
+from worker.train.model import Model
 from worker.train.run import run
 
 
@@ -96,6 +98,6 @@ def open_job(folder: Path, micro_batch_size: int | None = None) -> tuple[TrainSp
     """The parts of a job, for tests that look inside a step."""
     spec = TrainSpec.model_validate_json((folder / "spec.json").read_bytes())
     rows = Rows.read(folder / "train.safetensors")
-    model = with_adapter(load_base(spec.base.path, torch.float32), spec)
+    model = attach(load_base(spec.base.path, torch.float32, spec.adapter == "qlora"), spec)
     size = micro_batch_size or spec.micro_batch_size
     return spec, model, Batches(rows, spec.prompt_loss_weight, size, model.device)

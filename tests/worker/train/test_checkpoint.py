@@ -206,7 +206,7 @@ def test_a_kill_inside_a_save_leaves_no_checkpoint_of_that_name(
         raise Killed
 
     folder = again(whole.folder, tmp_path / "job", None)
-    for moment in ("adapter.write", "save_file", "manifest._sync", "manifest.Manifest"):
+    for moment in ("weights.write", "save_file", "manifest._sync", "manifest.Manifest"):
         with monkeypatch.context() as patched:
             patched.setattr(f"worker.train.checkpoint.{moment}", kill)
             with pytest.raises(Killed):

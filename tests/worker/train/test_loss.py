@@ -12,7 +12,7 @@ from tests import tiny
 from tests.worker.train.conftest import open_job
 from worker.train import loss, supervised
 from worker.train.batches import MicroBatch, Rows
-from worker.train.load import Model
+from worker.train.model import Model
 
 WEIGHTED = [
     (tokens, completion, [0.5 if i % 3 else 1.0 for i in range(len(tokens))])
@@ -38,7 +38,7 @@ def dense(model: Model, folder: Path, prompt_loss_weight: float) -> dict[str, An
     mean = total / weight
     mean.backward()
     gradients = {name: p.grad.clone() for name, p in model.trainable.items() if p.grad is not None}
-    model.peft.zero_grad()
+    model.module.zero_grad()
     return {"loss": float(mean), "accuracy": right / spoken, "gradients": gradients}
 
 
@@ -96,7 +96,7 @@ def test_gradient_checkpointing_changes_nothing_and_reaches_every_matrix(base: P
 
     def training(model: Model) -> None:
         move(model)
-        model.peft.train()
+        model.module.train()
 
     found = ours(saving, 2, training)
     assert relative(found["gradients"], ours(plain, 2, training)["gradients"]) < 1e-6

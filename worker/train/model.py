@@ -1,0 +1,61 @@
+"""What is trained and how it is asked: a network, its head, and the adapter on it where there is one."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft import PeftModel, PeftType
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from worker.train.loss import Head
+
+
+@dataclass
+class Model:
+    """``peft`` is None where the network's own weights are trained."""
+
+    network: PreTrainedModel
+    peft: PeftModel | None
+    head: Head
+    trainable: dict[str, nn.Parameter]
+    device: torch.device
+    mixed: bool = False
+    """Float32 weights, computed with in bfloat16."""
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network if self.peft is None else self.peft
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.trainable.values())
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.head.weight)
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """The last layer's output [rows, tokens, width]. No attention mask: padding is at the end (``MicroBatch``)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            output = self._hidden(input_ids)
+        return output.to(self.head.weight.dtype)
+
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        network = self.network.base_model
+        kind = None if self.peft is None else self.peft.peft_config["default"].peft_type
+        if kind == PeftType.PROMPT_TUNING:
+            # The learned tokens stand in front of each row; nothing is predicted from any but the last of them.
+            learned = self.peft.get_prompt(batch_size=len(input_ids))  # type: ignore[union-attr]
+            embedded = self.network.get_input_embeddings()(input_ids)
+            both = torch.cat([learned.to(embedded.dtype), embedded], dim=1)
+            output = network(inputs_embeds=both, use_cache=False)
+            return cast(Tensor, output.last_hidden_state)[:, learned.shape[1] :]
+        if kind == PeftType.PREFIX_TUNING:
+            learned = self.peft.get_prompt(batch_size=len(input_ids))  # type: ignore[union-attr]
+            return cast(Tensor, network(input_ids=input_ids, past_key_values=learned).last_hidden_state)
+        return cast(Tensor, network(input_ids=input_ids, use_cache=False).last_hidden_state)
