@@ -1,6 +1,6 @@
 """What this release can tune, and how: methods, their adapters and rows, limits, values to begin with. Pure."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from core import options
 from core.options import JobOptions
@@ -10,6 +10,26 @@ class Method(NamedTuple):
     adapters: tuple[str, ...]
     formats: tuple[str, ...]
 
+
+class Adapter(NamedTuple):
+    """``output``: what comes out. ``mergeable``: whether an adapter can become part of the base's weights.
+    ``vllm``: whether vLLM loads what comes out."""
+
+    output: Literal["adapter", "model"]
+    mergeable: bool
+    vllm: bool
+
+
+ADAPTERS = {
+    "lora": Adapter("adapter", mergeable=True, vllm=True),
+    "qlora": Adapter("adapter", mergeable=True, vllm=True),
+    "full": Adapter("model", mergeable=False, vllm=True),
+    "layers": Adapter("model", mergeable=False, vllm=True),
+    "ia3": Adapter("adapter", mergeable=True, vllm=False),
+    "prompt": Adapter("adapter", mergeable=False, vllm=False),
+    "prefix": Adapter("adapter", mergeable=False, vllm=False),
+}
+"""What a job's ``ext.adapter`` may be. (LoRA with ``dora`` is mergeable, but vLLM can't load it.)"""
 
 METHODS = {"supervised": Method(adapters=options.allowed("adapter"), formats=("chat", "completion", "text"))}
 """What a job's ``method.type`` may be."""

@@ -52,20 +52,30 @@ class Shape(_Record):
         """Parameters of the layers' matrices: embeddings and head are not among them."""
         return sum(one.count * one.inputs * one.outputs for one in self.linears)
 
-    def adapted(self, rank: int, targets: Literal["all-linear"] | Sequence[str]) -> "Adapter":
+    def adapted(self, rank: int, targets: Literal["all-linear"] | Sequence[str]) -> "Trained":
         chosen = [one for one in self.linears if targets == "all-linear" or one.name in targets]
-        return Adapter(
+        return Trained(
             parameters=sum(one.count * rank * (one.inputs + one.outputs) for one in chosen),
             matrices=sum(one.count for one in chosen),
             outputs=sum(one.count * one.outputs for one in chosen),
         )
 
+    def scaled(self) -> "Trained":
+        """IA3: a factor for each key and value, and for each number between the feed-forward part's two halves."""
+        parameters = self.layers * (2 * self.key_width + self.feed_forward)
+        return Trained(parameters, 3 * self.layers, parameters)
 
-class Adapter(NamedTuple):
+
+class Trained(NamedTuple):
+    """What a plan trains: an adapter, or the model's own weights."""
+
     parameters: int
     matrices: int
+    """Modules that it is in"""
     outputs: int
-    """What all adapted matrices of the model put out for one token, in numbers."""
+    """What an adapter's modules put out for one token, in numbers: they are kept beside the model's own."""
+    own: float = 0.0
+    """Share of the layers whose own weights are trained; with all of them, embeddings and head are too."""
 
 
 class Machine(_Record):
@@ -95,8 +105,12 @@ class Machine(_Record):
 class Plan(_Record):
     """The choices of a job that decide what it costs; the names of ``core.options.Resolved``."""
 
-    rank: int
+    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = "lora"
+    rank: int = 0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    layers: int | None = None
+    """How many layers are trained or adapted, the last ones; None: all."""
+    virtual_tokens: int = 0
     prompt_loss_weight: float
     total_steps: int
     steps_per_epoch: int
@@ -106,6 +120,29 @@ class Plan(_Record):
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     evaluations: int = 0
+
+    @property
+    def own_weights(self) -> bool:
+        return self.adapter in ("full", "layers")
+
+
+def trained(shape: Shape, plan: Plan) -> Trained:
+    share = 1.0 if plan.layers is None else min(1.0, plan.layers / shape.layers)
+    match plan.adapter:
+        case "full":
+            return Trained(shape.parameters, sum(one.count for one in shape.linears), 0, own=1.0)
+        case "layers":
+            matrices = sum(one.count for one in shape.linears)
+            return Trained(round(share * shape.body), round(share * matrices), 0, own=share)
+        case "ia3":
+            return shape.scaled()
+        case "prompt":
+            return Trained(plan.virtual_tokens * shape.hidden_size, 1, 0)
+        case "prefix":
+            return Trained(plan.virtual_tokens * 2 * shape.layers * shape.key_width, 1, 0)
+        case "lora" | "qlora":
+            whole = shape.adapted(plan.rank, plan.target_modules)
+            return Trained(*(round(share * one) for one in whole[:3]))
 
 
 class Sample(_Record):
@@ -194,31 +231,39 @@ _HEAD_ROWS = 512
 def micro_batch(shape: Shape, plan: Plan, batch: Micro, machine: Machine, *, backward: bool = True) -> Terms:
     rate = machine.flops.get(plan.precision, machine.flops["fp32"])
     width, tokens = _BYTES[plan.precision], batch.tokens
-    adapter = shape.adapted(plan.rank, plan.target_modules)
+    adapter = trained(shape, plan)
     # Of three equal parts forward, gradient of inputs and gradient of weights, a frozen matrix lacks the third.
     # With checkpointing the forward pass is done twice.
     passes = (3 if plan.gradient_checkpointing else 2) if backward else 1
     head = shape.vocab_size * shape.hidden_size
-    streams = passes * shape.body + (2 if backward else 1) * head * math.ceil(batch.learned / _HEAD_ROWS)
+    # Layers whose own weights are trained have all three parts, and so has the head where it is one of them.
+    products = passes + (adapter.own if backward else 0)
+    head_passes = (6 if plan.adapter == "full" else 4) if backward else 2
+    streams = products * shape.body + (2 if backward else 1) * head * math.ceil(batch.learned / _HEAD_ROWS)
     # The softmax over the keys costs a head as much as the products with them, were it so many channels wider.
     channels = shape.attention_width + _SOFTMAX_CHANNELS * shape.heads
     pairs = batch.rows * batch.width**2 * channels * shape.layers
     operations = shape.layers * _LAYER_OPERATIONS + adapter.matrices * _ADAPTER_OPERATIONS
     return Terms(
-        products=passes * 2 * shape.body * tokens / rate,
+        products=products * 2 * shape.body * tokens / rate,
         streams=streams * width / machine.bytes_per_second,
-        adapters=(passes + 1 if backward else 1) * 2 * adapter.parameters * tokens / rate,
+        adapters=(passes + 1 if backward else 1) * 2 * _multiplied(plan, adapter) * tokens / rate,
         elements=passes
         * (_numbers(shape, adapter) * tokens * width + 4 * _pairs(shape, batch.rows, batch.width))
         / machine.bytes_per_second,
         attention=passes * 4 * pairs / rate,
         operations=passes / 2 * operations * machine.op_seconds,
-        head=(4 if backward else 2) * head * batch.learned / rate,
+        head=head_passes * head * batch.learned / rate,
         softmax=(2 if backward else 1) * shape.vocab_size * batch.learned * 4 / machine.bytes_per_second,
     )
 
 
-def _numbers(shape: Shape, adapter: Adapter) -> int:
+def _multiplied(plan: Plan, adapter: Trained) -> int:
+    """Parameters of the adapter's own matrices."""
+    return adapter.parameters if plan.adapter in ("lora", "qlora") else 0
+
+
+def _numbers(shape: Shape, adapter: Trained) -> int:
     """Numbers of the activations of all layers for one token: what the passes over them go over."""
     layer = 6 * shape.hidden_size + 4 * shape.attention_width + 3 * shape.key_width + 4 * shape.feed_forward
     return shape.layers * layer + adapter.outputs
@@ -233,7 +278,7 @@ def _pairs(shape: Shape, rows: int, width: int) -> int:
 
 def update(shape: Shape, plan: Plan, machine: Machine) -> Terms:
     """The optimizer, once a step."""
-    adapter = shape.adapted(plan.rank, plan.target_modules)
+    adapter = trained(shape, plan)
     # Value, gradient and two moments, read and written; the gradient's norm reads it once more.
     moved = 10 * 4 * adapter.parameters
     return Terms(optimizer=moved / machine.bytes_per_second + 2 * adapter.matrices * machine.op_seconds)
@@ -300,21 +345,30 @@ _BUFFERS, _GAPS = 40e6, 0.19
 def memory(shape: Shape, plan: Plan, longest: int, machine: Machine) -> Memory:
     """``longest``: tokens of the longest row."""
     width = _BYTES[plan.precision]
-    adapter = shape.adapted(plan.rank, plan.target_modules)
+    adapter = trained(shape, plan)
     length = min(plan.max_length, longest)
     tokens = plan.micro_batch_size * length
     kept = _numbers(shape, adapter)
     if plan.gradient_checkpointing:
         # The input of each layer, and one layer whole.
         kept = shape.layers * shape.hidden_size + kept // shape.layers
-    weights = shape.parameters * width
+    weights = _weights(shape, plan)
     return Memory(
         program=machine.resident_bytes,
         weights=weights,
-        adapter=16 * adapter.parameters,
+        # The value is among the weights where it is the model's own.
+        adapter=(12 if plan.own_weights else 16) * adapter.parameters,
         activations=_KEPT * kept * tokens * width + _KEPT_PAIRS * 4 * _pairs(shape, plan.micro_batch_size, length),
         other=_BUFFERS + _GAPS * weights,
     )
+
+
+def _weights(shape: Shape, plan: Plan) -> float:
+    if plan.adapter == "qlora":
+        # Four bits and their scales; embeddings and head stay as they are.
+        return 0.55 * shape.body + _BYTES[plan.precision] * (shape.parameters - shape.body)
+    # What is trained is in float32 whatever it computes in.
+    return shape.parameters * (4 if plan.adapter == "full" else _BYTES[plan.precision])
 
 
 class Cost(NamedTuple):
@@ -335,13 +389,15 @@ _RECOVERY_SECONDS, _RECOVERY_SHARE = 300, 0.1
 
 def of(shape: Shape, plan: Plan, sample: Sample, machine: Machine, valid: Sample | None = None) -> Cost:
     one = step(shape, plan, sample, machine).seconds
-    adapter = shape.adapted(plan.rank, plan.target_modules).parameters
+    adapter = trained(shape, plan).parameters
+    # A whole model is written where its own weights are trained, and the moments of what is.
+    written = 4 * shape.parameters + 8 * adapter if plan.own_weights else 12 * adapter
     fixed = (
         _BEGIN
         + shape.parameters * _BYTES[plan.precision] / _READ
-        + _saves(plan, one) * (_SAVE + 12 * adapter / _WRITE)
+        + _saves(plan, one) * (_SAVE + written / _WRITE)
         + _END
-        + (4 * adapter + _TOKENIZER * shape.vocab_size) / _HASHED
+        + (4 * (shape.parameters if plan.own_weights else adapter) + _TOKENIZER * shape.vocab_size) / _HASHED
     )
     judged = 0.0 if valid is None else plan.evaluations * _evaluation(shape, plan, valid, machine)
     longest = max(sample.longest[0], valid.longest[0] if valid is not None else 0)

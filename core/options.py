@@ -145,7 +145,7 @@ class JobOptions(_Table):
         "lora", description="one of lora, qlora, full, layers, ia3, prompt, prefix"
     )
     lora: Lora = Field(Lora(), description="an object")
-    layers: list[int] | dict[Literal["last"], Count] | None = Field(
+    layers: Annotated[list[int], Field(min_length=1, max_length=1024)] | dict[Literal["last"], Count] | None = Field(
         None, description='{"last": n} or a list of layer numbers'
     )
     prompt: Prompt = Field(Prompt(), description="an object")
@@ -353,19 +353,36 @@ def suggest(path: str, known: Iterable[str]) -> str | None:
     return None
 
 
+LOW_RANK = ("lora", "qlora")
+OWN_WEIGHTS = ("full", "layers")
+"""Adapters that are none: the model's own weights are trained, and a whole model comes out."""
+
+# What an option is for: given with anything else it would be ignored, so it is refused.
+_FOR_ADAPTERS: dict[str, tuple[str, ...]] = {
+    "lora.rank": LOW_RANK,
+    "lora.alpha": LOW_RANK,
+    "lora.dropout": LOW_RANK,
+    "lora.target_modules": (*LOW_RANK, "ia3"),
+    "lora.rslora": LOW_RANK,
+    "lora.dora": LOW_RANK,
+    "lora.plus_ratio": LOW_RANK,
+    "layers": (*LOW_RANK, "layers"),
+    "prompt.virtual_tokens": ("prompt", "prefix"),
+}
+_FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "optim.betas": ("adamw", "adamw_8bit"),
+    "optim.eps": ("adamw", "adamw_8bit"),
+}
+
 # What this release's engine honours. An option that is not named here must have one of the listed values
 # (its default, mostly): everything else is refused at creation, so that nothing is ever ignored in silence.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
-    "adapter": ("lora",),
-    "lora.plus_ratio": (None,),
-    "layers": (None,),
-    "prompt.virtual_tokens": (20,),
+    "adapter": ("lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"),
     "peft": (None,),
     "preference.loss": ("sigmoid",),
     "preference.label_smoothing": (0.0,),
     "preference.gamma": (None,),
     "preference.sft_weight": (0.0,),
-    "optim.optimizer": ("adamw", "sgd"),
     "packing": ("auto", False),
     "precision": ("fp32", "bf16", "auto"),
     "head_gradient": ("exact",),
@@ -400,9 +417,38 @@ def unsupported(options: JobOptions) -> list[Fault]:
         if any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed):
             continue
         faults.append(Fault(f"ext.{name}", _sentence(name, value, [good for good in allowed if good is not None])))
+    faults += _misplaced(options)
     if options.optim.learning_rate == "find":
         faults.append(Fault("ext.optim.learning_rate", _sentence("optim.learning_rate", "find", ["a number", "auto"])))
     return faults
+
+
+def _misplaced(options: JobOptions) -> list[Fault]:
+    """Options that were given with an adapter or an optimizer that has no use for them, and the one that is missing."""
+    faults = []
+    for table, chosen, what in (
+        (_FOR_ADAPTERS, options.adapter, "adapter"),
+        (_FOR_OPTIMIZERS, options.optim.optimizer, "optim.optimizer"),
+    ):
+        for name, takers in table.items():
+            if chosen not in takers and _was_given(options, name):
+                message = f"ext.{name} is for {what} {' or '.join(takers)}, and this job has {what} {chosen}"
+                faults.append(Fault(f"ext.{name}", message))
+    if options.adapter == "layers" and options.layers is None:
+        faults.append(Fault("ext.layers", "ext.layers is missing: adapter layers trains the layers that it names"))
+    if options.adapter == "prefix" and options.gradient_checkpointing is True:
+        path = "ext.gradient_checkpointing"
+        faults.append(Fault(path, f"{path}: true is not possible with adapter prefix, whose tokens live in the cache"))
+    return faults
+
+
+def _was_given(options: JobOptions, name: str) -> bool:
+    """Whether the option has another value than the one it would have had."""
+    value: object = options
+    default: object = JobOptions()
+    for part in name.split("."):
+        value, default = getattr(value, part), getattr(default, part)
+    return value != default
 
 
 def _sentence(name: str, value: object, allowed: list[object]) -> str:
@@ -418,6 +464,11 @@ class ResolvedLora(_Table):
     target_modules: Literal["all-linear"] | list[str]
     rslora: bool
     dora: bool
+    plus_ratio: float = 1.0
+
+
+class ResolvedPrompt(_Table):
+    virtual_tokens: int
 
 
 class ResolvedOptim(_Table):
@@ -425,7 +476,7 @@ class ResolvedOptim(_Table):
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"]
     warmup_steps: int
     min_lr_ratio: float
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit", "sgd"]
     betas: list[float]
     eps: float
     weight_decay: float
@@ -465,8 +516,14 @@ class ResolvedHyperparameters(_Table):
 class Resolved(_Table):
     """Every option with the value used: ``ext.resolved`` of a job, and all a trainer needs to know."""
 
-    adapter: Literal["lora"]
-    lora: ResolvedLora
+    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"]
+    lora: ResolvedLora | None
+    """None where the adapter has no rank."""
+    target_modules: Literal["all-linear"] | list[str] | None = None
+    """Of IA3"""
+    layers: list[int] | None = None
+    """Layer numbers; below 0 they count from the last. None: all."""
+    prompt: ResolvedPrompt | None = None
     prompt_loss_weight: float
     train_on: Literal["assistant", "last_assistant", "all"]
     optim: ResolvedOptim

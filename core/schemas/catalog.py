@@ -5,8 +5,17 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 
+class AdapterOffer(BaseModel):
+    output: Literal["adapter", "model"]
+    """What a job ends with: an adapter for the base model, or a whole model."""
+    mergeable: bool
+    """Whether the adapter can become part of the base model's weights."""
+    vllm: bool
+    """Whether vLLM can load what comes out."""
+
+
 class MethodOffer(BaseModel):
-    adapters: list[str]
+    adapters: dict[str, AdapterOffer]
     formats: list[str]
     """Of training rows."""
 

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from core import catalog, clock
 from core.config import Settings
 from core.db.tables import BaseModel
-from core.schemas.catalog import Bounds, ChatTemplate, MethodOffer, Offer, Price, Sizes
+from core.schemas.catalog import AdapterOffer, Bounds, ChatTemplate, MethodOffer, Offer, Price, Sizes
 from core.services import base_models
 
 
@@ -21,7 +21,10 @@ def _offer(row: BaseModel, settings: Settings) -> Offer:
         aliases=row.aliases,
         license=row.license,
         methods={
-            name: MethodOffer(adapters=list(method.adapters), formats=list(method.formats))
+            name: MethodOffer(
+                adapters={adapter: AdapterOffer(**catalog.ADAPTERS[adapter]._asdict()) for adapter in method.adapters},
+                formats=list(method.formats),
+            )
             for name, method in catalog.METHODS.items()
         },
         limits={name: Bounds(min=least, max=greatest) for name, (least, greatest) in limits.items()},

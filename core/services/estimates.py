@@ -11,7 +11,7 @@ from core.config import Settings
 from core.cost import Cost, Machine, Plan, Sample, Shape
 from core.db.tables import BaseModel, Worker
 from core.db.tenancy import Tenant
-from core.options import Resolved
+from core.options import JobOptions, Resolved
 from core.schemas import estimates as wire
 from core.schemas.catalog import Price
 from core.schemas.estimates import Choice, Estimate, Refusal
@@ -118,8 +118,11 @@ def _run(base: BaseModel, resolved: Resolved, found: Json) -> _Run | None:
     every = resolved.eval.every
     interval = every if isinstance(every, int) else per_epoch
     plan = Plan(
-        rank=resolved.lora.rank,
-        target_modules=resolved.lora.target_modules,
+        adapter=resolved.adapter,
+        rank=resolved.lora.rank if resolved.lora is not None else 0,
+        target_modules=resolved.lora.target_modules if resolved.lora is not None else "all-linear",
+        layers=None if resolved.layers is None else len(resolved.layers),
+        virtual_tokens=resolved.prompt.virtual_tokens if resolved.prompt is not None else 0,
         prompt_loss_weight=resolved.prompt_loss_weight,
         total_steps=resolved.total_steps,
         steps_per_epoch=per_epoch,
@@ -174,7 +177,7 @@ def _choices(
             run = run.with_plan(micro_batch_size=run.plan.micro_batch_size // 2)
         changes["micro_batch_size"] = run.plan.micro_batch_size
         says.append(f"micro_batch_size {run.plan.micro_batch_size}: the same steps, computed in smaller pieces")
-    if not run.fits(sites) and not run.plan.gradient_checkpointing:
+    if not run.fits(sites) and not run.plan.gradient_checkpointing and run.plan.adapter != "prefix":
         run = run.with_plan(gradient_checkpointing=True)
         changes["gradient_checkpointing"] = True
         says.append("gradient_checkpointing: a third slower, the same result")
@@ -187,8 +190,17 @@ def _choices(
 
 
 def _smaller(run: _Run, sites: list[_Site], over_length: str, changes: Json, says: list[str]) -> list[Choice]:
-    """Shorter rows, else a lower rank, else both: what is left when the same result can't be had."""
+    """An adapter for all weights, four bits for a whole base, shorter rows, a lower rank: what is left when the same
+    result can't be had."""
     choices = []
+    for adapter, taken, say in (
+        ("lora", run.plan.own_weights, "comes close to training all weights, for a share of the memory"),
+        ("qlora", run.plan.own_weights or run.plan.adapter == "lora", "the base in four bits, a little less exact"),
+    ):
+        other = run.with_plan(adapter=adapter, rank=run.plan.rank or JobOptions().lora.rank)
+        if taken and other.fits(sites):
+            choices.append(_choice(other, sites, {"ext": changes | {"adapter": adapter}}, [*says, f"{adapter}: {say}"]))
+            break
     shorter = _shorter(run, sites)
     if shorter is not None:
         cut = sum(tokens > shorter for tokens, _ in run.sample.sizes) / max(1, len(run.sample.sizes))

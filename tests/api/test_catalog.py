@@ -36,13 +36,17 @@ def test_an_offer_says_what_can_be_done_with_a_model(account: Account) -> None:
     }
     assert offer["limits"]["max_length"] == {"min": 8, "max": 256}
     assert offer["methods"]["supervised"]["formats"] == ["chat", "completion", "text"]
+    adapters = offer["methods"]["supervised"]["adapters"]
+    assert adapters["lora"] == {"output": "adapter", "mergeable": True, "vllm": True}
+    assert adapters["full"] == {"output": "model", "mergeable": False, "vllm": True}
     assert offer["chat_template"] == {"origin": "default:chatml", "text": "{{ messages }}"}
 
 
 def test_what_is_offered_is_taken_and_what_is_not_is_refused(account: Account) -> None:
     (offer,) = account.http.get("/v1/fine_tuning/models").json()["data"]
     for adapter in ("lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"):
-        answer = create(account, ext={"adapter": adapter})
+        layers = {"layers": [0]} if adapter == "layers" else {}
+        answer = create(account, ext={"adapter": adapter} | layers)
         assert (answer.status_code == 200) == (adapter in offer["methods"]["supervised"]["adapters"]), answer.text
     for method in ("supervised", "dpo", "reinforcement"):
         answer = create(account, method={"type": method})

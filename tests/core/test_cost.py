@@ -1,5 +1,7 @@
 """The estimator's arithmetic: what must grow with what, and what must not matter."""
 
+from typing import Any
+
 import pytest
 
 from core import cost
@@ -41,6 +43,32 @@ PLAN = Plan(
 
 def of(**changes: object) -> cost.Cost:
     return cost.of(SHAPE, PLAN.model_copy(update=changes), SAMPLE, MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("values", "parameters"),
+    [
+        ({"adapter": "full"}, SHAPE.parameters),
+        ({"adapter": "layers", "layers": 9}, SHAPE.body // 2),
+        ({"adapter": "lora", "rank": 16, "layers": 9}, 3_796_992 // 2),
+        ({"adapter": "ia3"}, 18 * (2 * 256 + 2048)),
+        ({"adapter": "prompt", "virtual_tokens": 20}, 20 * 640),
+        ({"adapter": "prefix", "virtual_tokens": 20}, 20 * 18 * 2 * 256),
+    ],
+)
+def test_what_each_adapter_trains_is_counted(values: dict[str, Any], parameters: int) -> None:
+    assert cost.trained(SHAPE, PLAN.model_copy(update=values)).parameters == parameters
+
+
+def test_all_weights_take_more_time_and_memory_than_an_adapter_and_four_bits_less_memory() -> None:
+    lora, full, qlora = (
+        cost.of(SHAPE, PLAN.model_copy(update={"adapter": adapter}), SAMPLE, MACHINE)
+        for adapter in ("lora", "full", "qlora")
+    )
+    assert full.seconds > 1.2 * lora.seconds
+    # Gradients and two moments of every weight.
+    assert full.memory.total - lora.memory.total > 11 * SHAPE.parameters
+    assert lora.memory.total - qlora.memory.total > 3 * SHAPE.body
 
 
 def test_an_adapters_parameters_are_what_peft_makes() -> None:

@@ -83,6 +83,9 @@ GOOD = [
     ("lora.rank", [1, 512]),
     ("lora.alpha", [0.5, 64]),
     ("lora.dropout", [0, 0.99]),
+    ("adapter", ["qlora", "full", "ia3", "prompt", "prefix"]),
+    ("lora.plus_ratio", [1, 16]),
+    ("layers", [[0, -1], {"last": 2}]),
     ("lora.target_modules", [["q_proj", "model.layers.0.mlp.up_proj"]]),
     ("prompt_loss_weight", [0, 1, 0.01, "auto"]),
     ("train_on", ["last_assistant", "all"]),
@@ -90,7 +93,7 @@ GOOD = [
     ("optim.schedule", ["linear", "constant", "inverse_sqrt", "wsd"]),
     ("optim.warmup_ratio", [0, 1]),
     ("optim.warmup_steps", [0, 5]),
-    ("optim.optimizer", ["sgd"]),
+    ("optim.optimizer", ["sgd", "adafactor", "adamw_8bit"]),
     ("optim.betas", [[0, 0.5]]),
     ("optim.weight_decay", [0, 0.1]),
     ("epochs", [0.1, 100, "auto"]),
@@ -246,19 +249,12 @@ def test_bad_hyperparameters_are_named(name: str, value: Any) -> None:
 
 
 UNSUPPORTED = [
-    ("adapter", "qlora"),
-    ("adapter", "full"),
-    ("lora.plus_ratio", 16),
-    ("layers", {"last": 2}),
-    ("prompt.virtual_tokens", 8),
     ("peft", {"type": "ia3"}),
     ("preference.loss", "ipo"),
     ("preference.label_smoothing", 0.1),
     ("preference.gamma", 1),
     ("preference.sft_weight", 0.1),
     ("optim.learning_rate", "find"),
-    ("optim.optimizer", "adafactor"),
-    ("optim.optimizer", "adamw_8bit"),
     ("packing", True),
     ("precision", "fp16"),
     ("head_gradient", "filtered"),
@@ -285,12 +281,47 @@ def test_what_can_not_be_honoured_is_refused(path: str, value: Any) -> None:
     assert "not available in this release" in found[0].message
 
 
+MISPLACED = [
+    ({"adapter": "full", "lora": {"rank": 8}}, "ext.lora.rank", "for adapter lora or qlora"),
+    ({"adapter": "ia3", "lora": {"dropout": 0.1}}, "ext.lora.dropout", "has adapter ia3"),
+    ({"adapter": "prompt", "lora": {"target_modules": ["q_proj"]}}, "ext.lora.target_modules", "has adapter prompt"),
+    ({"prompt": {"virtual_tokens": 8}}, "ext.prompt.virtual_tokens", "for adapter prompt or prefix"),
+    ({"adapter": "full", "layers": [1]}, "ext.layers", "for adapter lora or qlora or layers"),
+    ({"adapter": "layers"}, "ext.layers", "is missing"),
+    ({"adapter": "prefix", "gradient_checkpointing": True}, "ext.gradient_checkpointing", "not possible"),
+    ({"optim": {"optimizer": "sgd", "betas": [0.9, 0.99]}}, "ext.optim.betas", "for optim.optimizer adamw"),
+    ({"optim": {"optimizer": "adafactor", "eps": 1e-6}}, "ext.optim.eps", "has optim.optimizer adafactor"),
+]
+
+
+@pytest.mark.parametrize(("ext", "path", "said"), MISPLACED)
+def test_an_option_that_nothing_would_read_is_refused(ext: dict[str, Any], path: str, said: str) -> None:
+    found = options.unsupported(options.parse(ext))
+    assert [fault.path for fault in found] == [path]
+    assert said in found[0].message
+
+
+@pytest.mark.parametrize(
+    "ext",
+    [
+        {"adapter": "ia3", "lora": {"target_modules": ["k_proj"]}},
+        {"adapter": "qlora", "lora": {"rank": 8, "plus_ratio": 16}, "layers": {"last": 2}},
+        {"adapter": "layers", "layers": [0, 1]},
+        {"adapter": "prefix", "prompt": {"virtual_tokens": 8}},
+        {"adapter": "full", "lora": {"alpha": None}, "optim": {"optimizer": "adamw_8bit", "betas": [0.9, 0.95]}},
+    ],
+)
+def test_what_goes_together_is_taken(ext: dict[str, Any]) -> None:
+    assert options.unsupported(options.parse(ext)) == []
+
+
 def test_every_option_is_either_tried_as_good_or_refused() -> None:
     """An option nobody thought of would be ignored in silence."""
     tried = {path for path, _ in GOOD} | {path for path, _ in UNSUPPORTED}
     sections = {"lora", "prompt", "preference", "optim", "data", "eval", "checkpoints", "limits", "resources"}
     below = ("early_stopping.",)  # refused as a whole
     names = [name.removeprefix("ext.") for name in options.known()]
+    tried |= {path.removeprefix("ext.") for _, path, _ in MISPLACED}
     untried = {name for name in names if name not in tried | sections and not name.startswith(below)}
     # Ranges of these are tested above, their values honoured as they are.
     assert untried <= {"optim.min_lr_ratio", "optim.eps", "optim.max_grad_norm", "lora.rslora", "lora.dora"}

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from core.formats.report import Format
 from core.options import (
+    LOW_RANK,
+    OWN_WEIGHTS,
     Hyperparameters,
     JobOptions,
     Resolved,
@@ -16,6 +18,7 @@ from core.options import (
     ResolvedHyperparameters,
     ResolvedLora,
     ResolvedOptim,
+    ResolvedPrompt,
     ResolvedResources,
 )
 from worker.folder import BaseSpec, LoraSpec, OptimSpec, TrainSpec
@@ -23,7 +26,9 @@ from worker.prepare.folder import Facts, Note, Prepared, Tokenised
 
 # Outside these a run almost never learns anything good.
 USUAL_LEARNING_RATES = (1e-7, 1e-3)
-_LR_BOUNDS = (5e-5, 1e-3)
+_MOST_LEARNING_RATE = {"ia3": 1e-1, "prompt": 1.0, "prefix": 1e-1}
+_LR_BOUNDS, _LR_BOUNDS_OWN_WEIGHTS = (5e-5, 1e-3), (5e-6, 5e-5)
+_LEARNING_RATES = {"ia3": 5e-3, "prompt": 3e-2, "prefix": 5e-3}
 _SHORT_RUN = 100
 _FEWEST_STEPS = 60
 _MOST_EPOCHS = 50
@@ -71,17 +76,23 @@ def epochs(examples: int, batch: int) -> int:
     return min(max(usual, needed), max(usual, _MOST_EPOCHS))
 
 
-def learning_rate(model_type: str, hidden_size: int, batch: int, steps: int) -> float:
+def learning_rate(adapter: str, model_type: str, hidden_size: int, batch: int, steps: int) -> float:
     """For LoRA: 5e-4 · (2000 / hidden)^p, more for short runs, less for small batches; two significant digits.
 
-    The powers are those of tinker-cookbook's sweep (Llama 0.781, Qwen 0.0775); 0.4 lies between for all others.
+    The powers are those of tinker-cookbook's sweep (Llama 0.781, Qwen 0.0775); 0.4 lies between for all others. A
+    model's own weights want a tenth of it ("LoRA Without Regret"); IA3 and learned tokens much more, whatever the
+    model: PEFT's own comparison of methods has these rates.
     """
+    if adapter in _LEARNING_RATES:
+        return _LEARNING_RATES[adapter]
     power = 0.781 if model_type.startswith(("llama", "mllama")) else 0.0775 if model_type.startswith("qwen") else 0.4
     rate = 5e-4 * (2000 / hidden_size) ** power
     if steps < _SHORT_RUN:
         rate *= 1.5
     rate *= min(1.0, max(0.35, math.sqrt(batch / 128)))
     low, high = _LR_BOUNDS
+    if adapter in OWN_WEIGHTS:
+        rate, (low, high) = rate / 10, _LR_BOUNDS_OWN_WEIGHTS
     return float(f"{min(high, max(low, rate)):.2g}")
 
 
@@ -145,17 +156,12 @@ def resolve(
     optim, multiplier = _optim(options, hyperparameters, facts, batch, steps, reason, warn)
     weight = _prompt_loss_weight(options, sizes, reason)
     precision, checkpointing = _precision(options, fast_bf16, reason, warn), options.gradient_checkpointing is True
-    lora = options.lora
     resolved = Resolved(
-        adapter="lora",
-        lora=ResolvedLora(
-            rank=lora.rank,
-            alpha=float(lora.alpha if lora.alpha is not None else 2 * lora.rank),
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            rslora=lora.rslora,
-            dora=lora.dora,
-        ),
+        adapter=options.adapter,
+        lora=_lora(options) if options.adapter in LOW_RANK else None,
+        target_modules=options.lora.target_modules if options.adapter == "ia3" else None,
+        layers=_layers(options),
+        prompt=ResolvedPrompt(**options.prompt.model_dump()) if options.adapter in ("prompt", "prefix") else None,
         prompt_loss_weight=weight,
         train_on=options.train_on,
         optim=optim,
@@ -180,6 +186,26 @@ def resolve(
         ),
     )
     return Resolution(resolved, notes)
+
+
+def _lora(options: JobOptions) -> ResolvedLora:
+    lora = options.lora
+    return ResolvedLora(
+        rank=lora.rank,
+        alpha=float(lora.alpha if lora.alpha is not None else 2 * lora.rank),
+        dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        rslora=lora.rslora,
+        dora=lora.dora,
+        plus_ratio=lora.plus_ratio or 1.0,
+    )
+
+
+def _layers(options: JobOptions) -> list[int] | None:
+    """{"last": 2} -> [-2, -1]"""
+    if isinstance(options.layers, dict):
+        return list(range(-options.layers["last"], 0))
+    return options.layers
 
 
 def _batches(
@@ -233,7 +259,7 @@ def _optim(
     warn: Warn,
 ) -> tuple[ResolvedOptim, float]:
     """The optimizer's values, and the learning rate as a multiple of the automatic one."""
-    automatic = learning_rate(facts.model_type, facts.hidden_size, batch, steps)
+    automatic = learning_rate(options.adapter, facts.model_type, facts.hidden_size, batch, steps)
     asked = options.optim.learning_rate
     if isinstance(asked, float | int):
         rate = float(asked)
@@ -243,6 +269,7 @@ def _optim(
         rate = automatic
         reason("learning_rate", rate, f"for hidden size {facts.hidden_size}, {batch} examples a step, {steps} steps")
     low, high = USUAL_LEARNING_RATES
+    high = _MOST_LEARNING_RATE.get(options.adapter, high)
     if not low <= rate <= high:
         warn(f"learning_rate {rate:g} is outside {low:g} … {high:g}: the run will probably learn nothing useful")
     return (
@@ -251,15 +278,20 @@ def _optim(
             schedule=options.optim.schedule,
             warmup_steps=_warmup(options, steps, warn),
             min_lr_ratio=options.optim.min_lr_ratio,
-            # `unsupported` has refused the others when the job was created.
-            optimizer=cast(Literal["adamw", "sgd"], options.optim.optimizer),
+            optimizer=options.optim.optimizer,
             betas=options.optim.betas,
             eps=options.optim.eps,
-            weight_decay=options.optim.weight_decay if options.optim.weight_decay is not None else 0.0,
+            weight_decay=_weight_decay(options),
             max_grad_norm=options.optim.max_grad_norm,
         ),
         rate / automatic,
     )
+
+
+def _weight_decay(options: JobOptions) -> float:
+    if options.optim.weight_decay is not None:
+        return options.optim.weight_decay
+    return 0.01 if options.adapter in OWN_WEIGHTS else 0.0
 
 
 def _warmup(options: JobOptions, steps: int, warn: Warn) -> int:
@@ -316,7 +348,10 @@ def train_spec(
     return TrainSpec(
         job_id=job_id,
         base=base,
-        lora=LoraSpec(**resolved.lora.model_dump()),
+        adapter=resolved.adapter,
+        lora=_lora_spec(resolved),
+        layers=resolved.layers,
+        virtual_tokens=resolved.prompt.virtual_tokens if resolved.prompt is not None else 0,
         prompt_loss_weight=resolved.prompt_loss_weight,
         seed=resolved.seed,
         epochs=resolved.epochs,
@@ -331,3 +366,9 @@ def train_spec(
         threads=threads,
         resume=resume,
     )
+
+
+def _lora_spec(resolved: Resolved) -> LoraSpec:
+    if resolved.lora is not None:
+        return LoraSpec(**resolved.lora.model_dump())
+    return LoraSpec(target_modules=resolved.target_modules or "all-linear")

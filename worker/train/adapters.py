@@ -40,9 +40,7 @@ def attach(base: Base, spec: TrainSpec) -> Model:
         p.data = p.data.float()
     if spec.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-    return Model(
-        network, peft, head(network), trainable, device(), mixed=peft is None and base.dtype == torch.bfloat16
-    )
+    return Model(network, peft, head(network), trainable, device(), mixed=peft is None and base.dtype == torch.bfloat16)
 
 
 def _adapted(network: PreTrainedModel, spec: TrainSpec) -> PeftModel:
@@ -142,7 +140,9 @@ def _layers(network: PreTrainedModel, wanted: list[int]) -> list[int]:
     count = len(_blocks(network))
     if outside := [index for index in wanted if not -count <= index < count]:
         raise Refused(
-            "unknown_layers", f"The base model has {count} layers, from 0 to {count - 1}: no layer {outside[0]}.", "layers"
+            "unknown_layers",
+            f"The base model has {count} layers, from 0 to {count - 1}: no layer {outside[0]}.",
+            "layers",
         )
     return sorted({index % count for index in wanted})
 

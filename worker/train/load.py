@@ -60,14 +60,14 @@ def load_base(path: Path, dtype: torch.dtype, quantised: bool = False) -> Base:
     for module in network.modules():
         # An evaluation would repack the weights for a faster product that has no gradient, and training go on with it.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # a module's own annotation denies it
     network.to(device())  # type: ignore[arg-type]  # its annotation misses the bound self
     network.config.use_cache = False
     return Base(path, dtype, network, quantised)
 
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

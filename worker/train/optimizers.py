@@ -19,9 +19,9 @@ def build(optim: OptimSpec, model: Model, plus_ratio: float = 1.0) -> Optimizer:
             return Adafactor(groups, lr=optim.learning_rate, weight_decay=optim.weight_decay)
         case "adamw_8bit":
             # Loaded where it is asked for: it takes a second, and most runs don't need it.
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes.optim.adamw import AdamW8bit
 
-            eight_bit: Optimizer = AdamW8bit(
+            eight_bit: Optimizer = AdamW8bit(  # type: ignore[no-untyped-call]
                 groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
             )
             return eight_bit

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, EXIT_USER_ERROR, TrainSpec
 from worker.train import artifact
+from worker.train.adapters import attach
 from worker.train.batches import Rows
 from worker.train.events import Events, Silent
 from worker.train.faults import CheckpointRefused, Drained, Refused
-from worker.train.adapters import attach
 from worker.train.load import DTYPES, Resident
 from worker.train.loop import Run
 from worker.train.ranks import Ranks

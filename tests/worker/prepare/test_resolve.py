@@ -99,7 +99,7 @@ def test_duration_as_asked(facts: Facts, ext: Any, hyperparameters: Any, epochs:
     ],
 )
 def test_the_learning_rate(model: str, hidden: int, batch: int, steps: int, rate: float) -> None:
-    assert resolve.learning_rate(model, hidden, batch, steps) == pytest.approx(rate, rel=0.02)
+    assert resolve.learning_rate("lora", model, hidden, batch, steps) == pytest.approx(rate, rel=0.02)
 
 
 def test_a_multiplier_and_a_rate_are_two_ways_to_say_it(facts: Facts) -> None:
@@ -220,14 +220,16 @@ def test_evaluation(facts: Facts, ext: Any, validation: bool, every: Any, told: 
 
 def test_every_option_reaches_the_trainer(facts: Facts) -> None:
     ext = {
-        "lora": {"rank": 4, "alpha": 6, "dropout": 0.1, "target_modules": ["q_proj"], "rslora": True, "dora": True},
+        "lora": {"rank": 4, "alpha": 6, "dropout": 0.1, "target_modules": ["q_proj"]}
+        | {"rslora": True, "dora": True, "plus_ratio": 16.0},
+        "layers": [-1],
         "prompt_loss_weight": 0.3,
         "optim": {
             "learning_rate": 1e-4,
             "schedule": "wsd",
             "warmup_steps": 2,
             "min_lr_ratio": 0.2,
-            "optimizer": "sgd",
+            "optimizer": "adamw_8bit",
             "betas": [0.8, 0.9],
             "eps": 1e-6,
             "weight_decay": 0.05,
@@ -248,6 +250,39 @@ def test_every_option_reaches_the_trainer(facts: Facts) -> None:
     assert {**spec.optim.model_dump(), "betas": list(spec.optim.betas)} == ext["optim"]
     assert (spec.total_steps, spec.batch_size, spec.max_length, spec.eval_every) == (30, 4, 48, 5)
     assert (spec.seed, spec.threads, spec.epochs) == (7, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("ext", "told"),
+    [
+        ({"adapter": "full"}, {"adapter": "full", "layers": None}),
+        ({"adapter": "layers", "layers": {"last": 2}}, {"adapter": "layers", "layers": [-2, -1]}),
+        ({"adapter": "ia3", "lora": {"target_modules": ["k_proj"]}}, {"adapter": "ia3"}),
+        ({"adapter": "prompt", "prompt": {"virtual_tokens": 7}}, {"adapter": "prompt", "virtual_tokens": 7}),
+        ({"adapter": "prefix"}, {"adapter": "prefix", "virtual_tokens": 20}),
+    ],
+)
+def test_every_adapters_options_reach_the_trainer(facts: Facts, ext: dict[str, Any], told: dict[str, Any]) -> None:
+    found = resolved(facts, ext=ext).resolved
+    assert found.lora is None
+    spec = resolve.train_spec(found, job_id="ftjob-1", base=BaseSpec(name="b", path=Path("b"), sha256="0"))
+    assert spec.model_dump(include=set(told)) == told
+    assert spec.lora.target_modules == ext.get("lora", {}).get("target_modules", "all-linear")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "rate", "decay"),
+    [("lora", 1.0, 0), ("qlora", 1.0, 0), ("full", 0.1, 0.01), ("layers", 0.1, 0.01), ("ia3", None, 0)],
+)
+def test_each_adapter_has_its_own_rate_and_decay(facts: Facts, adapter: str, rate: float | None, decay: float) -> None:
+    """``rate``: as a share of LoRA's, None where it has nothing to do with it."""
+    layers = {"layers": [0]} if adapter == "layers" else {}
+    found = resolved(facts, ext={"adapter": adapter} | layers)
+    lora = resolved(facts).resolved.optim.learning_rate
+    expected = 5e-3 if rate is None else min(5e-5, rate * lora) if rate < 1 else lora
+    assert found.resolved.optim.learning_rate == pytest.approx(expected, rel=0.02)
+    assert found.resolved.optim.weight_decay == decay
+    assert warnings(found) == []
 
 
 def test_each_auto_is_given_a_reason(facts: Facts) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from tests import tiny
 from worker.folder import TrainSpec
-from worker.train.batches import Batches, Rows
 from worker.train.adapters import attach
+from worker.train.batches import Batches, Rows
 from worker.train.load import Resident, load_base
 from worker.train.model import Model
 from worker.train.run import run

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.worker.train.conftest import Ran, again, open_job
-from worker.train import manifest, supervised
+from worker.train import manifest, supervised, weights
 from worker.train.batches import Rows
 from worker.train.faults import Refused
 
@@ -108,9 +108,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(kind: str, base: Path, train: Tr
 
 @pytest.mark.parametrize("optimizer", RATES)
 def test_every_optimizer_learns_and_resumes(optimizer: str, base: Path, train: Train, tmp_path: Path) -> None:
-    folder = job(
-        tmp_path / "job", base, epochs=4, optim={"optimizer": optimizer, "learning_rate": RATES[optimizer]}
-    )
+    folder = job(tmp_path / "job", base, epochs=4, optim={"optimizer": optimizer, "learning_rate": RATES[optimizer]})
     whole = train(folder)
     losses = [event["train_loss"] for event in whole.events("step")]
     assert sum(losses[-3:]) < sum(losses[:3])
@@ -123,13 +121,11 @@ def test_every_optimizer_learns_and_resumes(optimizer: str, base: Path, train: T
 def test_plain_peft_loads_the_adapter(kind: str, base: Path, train: Train, tmp_path: Path) -> None:
     ran = train(job(tmp_path / "job", base, **KINDS[kind] | {"optim": {"learning_rate": 1e-2}}))
     ids = torch.tensor([[1, 2, 300, 40, 41, 3]])
-    spec, model, _ = open_job(ran.folder)
+    _, model, _ = open_job(ran.folder)
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32) if kind != "qlora" else model.network
         untrained = plain(ids).logits
         if kind == "qlora":
-            from worker.train import weights
-
             weights.read(model, ran.folder / "artifact")
             loaded = model.module.eval()(ids).logits
         else:
