@@ -40,7 +40,7 @@ def folder(store: Store, source: Path, prefix: str) -> tuple[dict[str, Any], str
 
 def results(manifest: dict[str, Any], manifest_sha256: str, manifest_bytes: int, prefix: str) -> list[dict[str, Any]]:
     """The artifact's files as a job's result files: weights first, the manifest last."""
-    first = ("adapter_model.safetensors", "adapter_config.json")
+    first = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json")
     entries = sorted(
         manifest["files"],
         key=lambda entry: (first.index(entry["path"]) if entry["path"] in first else len(first), entry["path"]),

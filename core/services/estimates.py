@@ -190,17 +190,8 @@ def _choices(
 
 
 def _smaller(run: _Run, sites: list[_Site], over_length: str, changes: Json, says: list[str]) -> list[Choice]:
-    """An adapter for all weights, four bits for a whole base, shorter rows, a lower rank: what is left when the same
-    result can't be had."""
+    """Shorter rows, a lower rank, another adapter: what is left when the same result can't be had."""
     choices = []
-    for adapter, taken, say in (
-        ("lora", run.plan.own_weights, "comes close to training all weights, for a share of the memory"),
-        ("qlora", run.plan.own_weights or run.plan.adapter == "lora", "the base in four bits, a little less exact"),
-    ):
-        other = run.with_plan(adapter=adapter, rank=run.plan.rank or JobOptions().lora.rank)
-        if taken and other.fits(sites):
-            choices.append(_choice(other, sites, {"ext": changes | {"adapter": adapter}}, [*says, f"{adapter}: {say}"]))
-            break
     shorter = _shorter(run, sites)
     if shorter is not None:
         cut = sum(tokens > shorter for tokens, _ in run.sample.sizes) / max(1, len(run.sample.sizes))
@@ -215,6 +206,14 @@ def _smaller(run: _Run, sites: list[_Site], over_length: str, changes: Json, say
     if rank < run.plan.rank and run.with_plan(rank=rank).fits(sites):
         lower = changes | {"lora": {"rank": rank}}
         choices.append(_choice(run.with_plan(rank=rank), sites, {"ext": lower}, [*says, f"lora.rank {rank}"]))
+    for adapter, instead_of, say in (
+        ("lora", ("full", "layers"), "comes close to training the model's own weights, for a share of the memory"),
+        ("qlora", ("full", "layers", "lora"), "the base in four bits, a little less exact"),
+    ):
+        other = run.with_plan(adapter=adapter, rank=run.plan.rank or JobOptions().lora.rank)
+        if run.plan.adapter in instead_of and other.fits(sites):
+            choices.append(_choice(other, sites, {"ext": changes | {"adapter": adapter}}, [*says, f"{adapter}: {say}"]))
+            break
     return choices
 
 

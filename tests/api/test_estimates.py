@@ -155,7 +155,12 @@ def test_where_smaller_pieces_do_not_help_each_thing_that_would_is_proposed(
     found = ask(account, runner, **wanted)
     assert found["reason"]["code"] == "not_enough_memory"
     changes = [one["change"] for one in found["choices"]]
-    assert [sorted(change.get("ext", change)) for change in changes] == [["data", "max_length"], ["lora"], ["model"]]
+    assert [sorted(change.get("ext", change)) for change in changes] == [
+        ["data", "max_length"],
+        ["lora"],
+        ["adapter"],
+        ["model"],
+    ]
     for change in changes:
         other = {**wanted, **change, "ext": wanted["ext"] | change.get("ext", {})}
         assert ask(account, runner, **other)["feasible"] is True, change
