@@ -111,8 +111,8 @@ Row = tuple[Sequence[int], Sequence[int]] | tuple[Sequence[int], Sequence[int], 
 """Tokens, 1 where the assistant speaks, and if wanted the message weight of each token."""
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> str:
-    """A token file; returns its sha256."""
+def write_rows(path: Path, rows: Sequence[Row], label: Sequence[int] | None = None) -> str:
+    """A token file, with ``label`` one of preferences; returns its sha256."""
     ends = np.cumsum([len(row[0]) for row in rows])
     weights = [row[2] if len(row) == 3 else [1.0] * len(row[0]) for row in rows]
     save_file(
@@ -122,10 +122,23 @@ def write_rows(path: Path, rows: Sequence[Row]) -> str:
             "message_weight": np.concatenate([np.asarray(w, np.float32) for w in weights]),
             "offsets": np.concatenate([[0], ends]).astype(np.int64),
             "lines": np.arange(1, len(rows) + 1, dtype=np.int64),
-        },
+        }
+        | ({} if label is None else {"label": np.asarray(label, np.uint8)}),
         path,
     )
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def random_pairs(count: int, seed: int = 0) -> list[Row]:
+    """Wanted and unwanted answers of their own lengths to each of ``count`` prompts, in turn."""
+    random = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for _ in range(count):
+        prompt = [BOS, *random.integers(4, VOCABULARY, int(random.integers(2, 12))).tolist()]
+        for _ in range(2):
+            answer = [*random.integers(4, VOCABULARY, int(random.integers(1, 16))).tolist(), END]
+            rows.append(([*prompt, *answer], [0] * len(prompt) + [1] * len(answer)))
+    return rows
 
 
 def random_rows(count: int, seed: int = 0, shortest: int = 6, longest: int = 40) -> list[Row]:
@@ -146,6 +159,7 @@ def build_job(
     rows: Sequence[Row],
     valid: Sequence[Row] | None = None,
     *,
+    label: Sequence[int] | None = None,
     epochs: float = 1.0,
     lora: dict[str, Any] | None = None,
     optim: dict[str, Any] | None = None,
@@ -155,9 +169,10 @@ def build_job(
     from worker.folder import TrainSpec
 
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"train": write_rows(folder / "train.safetensors", rows)}
+    data = {"train": write_rows(folder / "train.safetensors", rows, label)}
     if valid is not None:
-        data["valid"] = write_rows(folder / "valid.safetensors", valid)
+        shown = None if label is None else [n % 2 == 0 for n in range(len(valid))]
+        data["valid"] = write_rows(folder / "valid.safetensors", valid, shown)
     batch_size = values.get("batch_size", 4)
     fields: dict[str, Any] = {
         "job_id": "ftjob-test",

@@ -18,6 +18,8 @@ A token file holds, for n rows and T tokens in all: ``input_ids`` int32 [T], ``m
 (the message's own weight, 1 where the data say nothing), ``completion`` uint8 [T] (1 where the assistant speaks,
 end-of-turn included), ``offsets`` int64 [n + 1] (row i is ``offsets[i]:offsets[i + 1]``), ``lines`` int64 [n]
 (line in the user's file).
+For method dpo there is also ``label`` uint8 [n], 1 where the answer is wanted: rows 2i and 2i + 1 are the wanted and
+the unwanted answer to one prompt, except for KTO, whose rows are judged one by one.
 A token's weight in the loss is ``message_weight`` where ``completion`` is 1, else
 ``prompt_loss_weight * message_weight``.
 
@@ -67,19 +69,31 @@ class OptimSpec(_Strict):
     max_grad_norm: float = 1.0
 
 
+class PreferenceSpec(_Strict):
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"] = "sigmoid"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float = 0.0
+    """SimPO's margin."""
+    sft_weight: float = 0.0
+    """Weight of the wanted answers' own loss, as a supervised job would have it."""
+
+
 class TrainSpec(_Strict):
     """Every value resolved: no ``"auto"`` reaches a trainer."""
 
     version: Literal[1] = 1
     job_id: str
-    method: Literal["supervised"] = "supervised"
+    method: Literal["supervised", "dpo"] = "supervised"
+    preference: PreferenceSpec | None = None
+    """Of method dpo."""
     base: BaseSpec
     adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = "lora"
     lora: LoraSpec = LoraSpec()
     layers: list[int] | None = None
     """Layers that are trained or adapted, from 0 on or from -1 back; None: all."""
     virtual_tokens: int = 20
-    prompt_loss_weight: float
+    prompt_loss_weight: float = 0.0
     seed: int
     epochs: float
     """May be a fraction; the step count is ``total_steps``."""
@@ -108,11 +122,13 @@ class Event(BaseModel):
     """A line of events.jsonl: ``v``, ``type``, ``t`` (Unix seconds), and the fields of its type.
 
     started     total_steps, trainable_parameters, parameters, device, resumed_from_step (0: fresh)
-    phase       phase: training | evaluating | saving
+    phase       phase: scoring | training | evaluating | saving
     step        step, epoch (float), train_loss (weighted by prompt_loss_weight), completion_loss,
                 train_accuracy (completion tokens), learning_rate, grad_norm, tokens,
                 trained_tokens (weight > 0), seconds, tokens_per_second
     eval        step, valid_loss, valid_completion_loss, valid_accuracy, tokens, seconds
+                method dpo: train_accuracy is the share of pairs told apart, and there are also reward_wanted,
+                reward_unwanted, reward_margin (valid_reward_margin in eval)
     checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
     message     level: info | warn | error, message, data
     done        artifact (relative path), steps, tokens, trained_tokens, metrics, stop_reason (None: all steps were

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ class Rows:
     offsets: NDArray[np.int64]
     lines: NDArray[np.int64]
     sha256: str
+    label: NDArray[np.uint8] | None = None
+    """Of rows for learning from preferences: 1 where the answer is the one that is wanted."""
 
     @classmethod
     def read(cls, path: Path) -> "Rows":
@@ -135,6 +138,18 @@ class MicroBatch:
     """float32 [m]"""
     completion_weights: Tensor
     """float32 [m]: the same for the completion alone (0 on prompt tokens)"""
+    counts: tuple[int, ...] = ()
+    """How many of the m are each row's"""
+    rows: tuple[int, ...] = ()
+    """Which of the file's they are"""
+
+
+class Weighted(NamedTuple):
+    """A row's tokens, their weights in the loss, and the completion's own (0 on prompt tokens)."""
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    completion: NDArray[np.float32]
 
 
 class Batches:
@@ -152,6 +167,13 @@ class Batches:
             starts = rows.offsets[first:last] - rows.offsets[first]
             self.row_weights[first:last] = np.add.reduceat(weights.astype(np.float64), starts)
             self.row_trained[first:last] = np.add.reduceat((weights > 0).astype(np.int64), starts)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        return self.row_weights
+
+    def lines(self, chosen: Sequence[int]) -> list[int]:
+        return [int(self._rows.lines[i]) for i in chosen]
 
     def weight(self, chosen: Sequence[int]) -> float:
         """Σ w over these rows: what a step's loss is divided by. Every rank knows all rows, so none has to ask."""
@@ -173,29 +195,38 @@ class Batches:
             yield self._micro_batch(by_length[start : start + self._size])
 
     def _micro_batch(self, chosen: Sequence[int]) -> MicroBatch:
-        width = max(int(self._rows.lengths[i]) for i in chosen)
-        ids = np.zeros((len(chosen), width), np.int64)
+        return self.together([self.row(i) for i in chosen], chosen)
+
+    def row(self, i: int) -> Weighted:
+        part = slice(int(self._rows.offsets[i]), int(self._rows.offsets[i + 1]))
+        return Weighted(
+            self._rows.input_ids[part],
+            self._rows.weights(self._prompt_loss_weight, i, i + 1),
+            self._rows.completion[part] * self._rows.message_weight[part],
+        )
+
+    def together(self, rows: Sequence[Weighted], numbers: Sequence[int]) -> MicroBatch:
+        """These rows as one micro-batch, in this order; ``numbers``: which of the file's they are."""
+        width = max(len(row.ids) for row in rows)
+        ids = np.zeros((len(rows), width), np.int64)
         positions, targets, weights, completion = [], [], [], []
-        for n, i in enumerate(chosen):
-            part = self._slice(i)
-            row, row_weights = self._rows.input_ids[part], self._rows.weights(self._prompt_loss_weight, i, i + 1)
-            ids[n, : len(row)] = row
-            learned = np.flatnonzero(row_weights > 0)
+        for n, row in enumerate(rows):
+            ids[n, : len(row.ids)] = row.ids
+            learned = np.flatnonzero(row.weights > 0)
             # The token at t is predicted by the output at t - 1.
             positions.append(n * width + learned - 1)
-            targets.append(row[learned])
-            weights.append(row_weights[learned])
-            completion.append(self._rows.completion[part][learned] * self._rows.message_weight[part][learned])
+            targets.append(row.ids[learned])
+            weights.append(row.weights[learned])
+            completion.append(row.completion[learned])
         return MicroBatch(
             input_ids=self._tensor(ids, torch.int64),
             positions=self._tensor(np.concatenate(positions), torch.int64),
             targets=self._tensor(np.concatenate(targets), torch.int64),
             weights=self._tensor(np.concatenate(weights), torch.float32),
             completion_weights=self._tensor(np.concatenate(completion), torch.float32),
+            counts=tuple(len(learned) for learned in targets),
+            rows=tuple(numbers),
         )
-
-    def _slice(self, i: int) -> slice:
-        return slice(int(self._rows.offsets[i]), int(self._rows.offsets[i + 1]))
 
     def _tensor(self, array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(array).to(self._device, dtype)

@@ -3,6 +3,7 @@
 adapter_model.safetensors, adapter_config.json   the adapter, loadable by itself; where the network's own weights are
                                                  trained, model.safetensors and config.json
 state.safetensors                                the optimizer's moments: ``<parameter>/<moment>``
+reference.safetensors                            of preferences: what the reference says of every row
 state.json                                       progress, random state, what made it
 manifest.json                                    written last
 """
@@ -27,6 +28,7 @@ from worker.train.model import Model
 
 TENSORS = "state.safetensors"
 STATE = "state.json"
+REFERENCE = "reference.safetensors"
 
 Kind = Literal["epoch", "recovery"]
 
@@ -106,10 +108,14 @@ def set_random_state(model: Model, state: dict[str, list[int]]) -> None:
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), model.device)
 
 
-def save(folder: Path, model: Model, optimizer: Optimizer, state: State) -> None:
+def save(
+    folder: Path, model: Model, optimizer: Optimizer, state: State, reference: dict[str, torch.Tensor] | None = None
+) -> None:
     draft = manifest.draft(folder)
     weights.write(model, draft)
     save_file(_moments(model, optimizer), draft / TENSORS)
+    if reference:
+        save_file({name: scores.cpu() for name, scores in reference.items()}, draft / REFERENCE)
     (draft / STATE).write_text(state.model_dump_json() + "\n")
     manifest.seal(draft, folder)
 
@@ -143,6 +149,11 @@ def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State
         ) from error
     set_random_state(model, state.rng)
     return state
+
+
+def reference(folder: Path) -> dict[str, torch.Tensor]:
+    """Legal after :func:`load` has looked at the checkpoint."""
+    return load_file(folder / REFERENCE)
 
 
 def _moments(model: Model, optimizer: Optimizer) -> dict[str, torch.Tensor]:

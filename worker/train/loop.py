@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from worker.folder import STOP, TrainSpec
-from worker.train import checkpoint, optimizers, schedule, supervised
-from worker.train.batches import Batches, Order, Rows
+from worker.train import checkpoint, optimizers, preference, schedule
+from worker.train.batches import Order, Rows
 from worker.train.checkpoint import Kind, Progress, State
 from worker.train.events import Events
 from worker.train.faults import Drained, Refused
 from worker.train.model import Model
+from worker.train.objective import Objective
+from worker.train.preference import Preference
 from worker.train.ranks import Ranks
+from worker.train.supervised import Supervised
 
 
 @dataclass
@@ -34,8 +37,9 @@ class Run:
 
     def __post_init__(self) -> None:
         spec = self.spec
-        self.order = Order(len(self.rows), spec.batch_size, spec.seed)
-        self.batches = Batches(self.rows, spec.prompt_loss_weight, spec.micro_batch_size, self.model.device)
+        self.objective = objective(spec, self.rows, self.model)
+        self.judge = None if self.valid is None else objective(spec, self.valid, self.model)
+        self.order = Order(len(self.objective), spec.batch_size, spec.seed)
         self.optimizer = optimizers.build(spec.optim, self.model, spec.lora.plus_ratio)
         self.data = {"train": self.rows.sha256} | ({"valid": self.valid.sha256} if self.valid else {})
         self.config = checkpoint.config_sha256(spec, self.data)
@@ -58,6 +62,8 @@ class Run:
             device=str(model.device),
             resumed_from_step=self.resumed_from,
         )
+        if spec.preference is not None and spec.preference.loss in preference.WITH_REFERENCE:
+            self._refer()
         events.emit("phase", phase="training")
         model.module.train()
         if not progress.settled:
@@ -69,47 +75,38 @@ class Run:
                 break
             began = time.perf_counter()
             rng = checkpoint.random_state(model)
-            weight = self.batches.weight(chosen)
-            told = torch.zeros(5, dtype=torch.float64, device=model.device)
-            for micro_batch in self.batches.cut(self.ranks.share(chosen)):
+            whole = self.objective.begin(model, chosen, self.ranks)
+            told = torch.zeros(self.objective.told, dtype=torch.float64, device=model.device)
+            for micro_batch in self.objective.cut(self.ranks.share(chosen)):
                 if self.ranks.size == 1 and self.draining():
                     # The step is given up, so the job goes back as it was after the step before.
                     checkpoint.set_random_state(model, rng)
                     self._hand_back()
-                told += supervised.backward(model, micro_batch, weight)
+                told += self.objective.backward(model, micro_batch, whole)
             gradients = self._gradients()
             self.ranks.sum_([told, *gradients])
 
             grad_norm = _clip(gradients, spec.optim.max_grad_norm)
-            train_loss, completion_loss, accuracy = _means(told, weight)
-            _refuse_not_finite(step, train_loss, grad_norm)
+            measured = self.objective.metrics(told, whole)
+            _refuse_not_finite(step, measured["loss"], grad_norm)
             learning_rate = schedule.learning_rate(spec.optim, step, spec.total_steps)
             optimizers.set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
             seconds = time.perf_counter() - began
-            tokens, trained_tokens = self.batches.tokens(chosen), self.batches.trained(chosen)
+            tokens, trained_tokens = self.objective.tokens(chosen), self.objective.trained(chosen)
             progress.step, progress.settled = step, False
             progress.tokens += tokens
             progress.trained_tokens += trained_tokens
             progress.seconds += seconds
-            progress.metrics |= {
-                "train_loss": train_loss,
-                "completion_loss": completion_loss,
-                "train_accuracy": accuracy,
-                "learning_rate": learning_rate,
-                "grad_norm": grad_norm,
-            }
+            metrics = _named(measured, "train_") | {"learning_rate": learning_rate, "grad_norm": grad_norm}
+            progress.metrics |= metrics
             events.emit(
                 "step",
                 step=step,
                 epoch=self._epoch,
-                train_loss=train_loss,
-                completion_loss=completion_loss,
-                train_accuracy=accuracy,
-                learning_rate=learning_rate,
-                grad_norm=grad_norm,
+                **metrics,
                 tokens=tokens,
                 trained_tokens=trained_tokens,
                 seconds=seconds,
@@ -178,24 +175,23 @@ class Run:
     @torch.inference_mode()
     def _evaluate(self) -> None:
         """The loss over all validation rows, as the training loss is weighed. Sums only: logits are never kept."""
-        assert self.valid is not None
+        assert self.judge is not None
         self.events.emit("phase", phase="evaluating")
         began = time.perf_counter()
-        batches = Batches(self.valid, self.spec.prompt_loss_weight, self.spec.micro_batch_size, self.model.device)
-        chosen = list(range(len(self.valid)))
-        told = torch.zeros(5, dtype=torch.float64, device=self.model.device)
+        chosen = list(range(len(self.judge)))
+        told = torch.zeros(self.judge.told, dtype=torch.float64, device=self.model.device)
         self.model.module.eval()
-        for micro_batch in batches.cut(self.ranks.share(chosen)):
+        whole = self.judge.begin(self.model, chosen, self.ranks)
+        for micro_batch in self.judge.cut(self.ranks.share(chosen)):
             if self.ranks.size == 1 and self.draining():
                 self._hand_back()
-            told += supervised.measure(self.model, micro_batch)
+            told += self.judge.measure(self.model, micro_batch, whole)
         self.model.module.train()
         self.ranks.sum_([told])
-        loss, completion_loss, accuracy = _means(told, batches.weight(chosen))
-        metrics = {"valid_loss": loss, "valid_completion_loss": completion_loss, "valid_accuracy": accuracy}
+        metrics = {f"valid_{name}": value for name, value in self.judge.metrics(told, whole).items()}
         self.progress.metrics |= metrics
         seconds = time.perf_counter() - began
-        tokens = batches.tokens(chosen)
+        tokens = self.judge.tokens(chosen)
         self.events.emit("eval", step=self.progress.step, tokens=tokens, seconds=seconds, **metrics)
         self.events.emit("phase", phase="training")
 
@@ -215,6 +211,7 @@ class Run:
                     fingerprint=self.fingerprint,
                     rng=checkpoint.random_state(self.model),
                 ),
+                reference=self._reference_scores(),
             )
         self.saved_at, self.saved_time = step, time.monotonic()
         self.events.emit(
@@ -245,15 +242,40 @@ class Run:
             )
         return progress
 
+    def _refer(self) -> None:
+        """What the reference says of every row: the policy before its first step, asked once and kept."""
+        judged = {"train": self.objective, "valid": self.judge} if self.judge else {"train": self.objective}
+        kept = None if self.spec.resume is None else checkpoint.reference(self.folder / self.spec.resume)
+        if kept is None:
+            self.events.emit("phase", phase="scoring")
+            self.model.module.eval()
+            with torch.no_grad():
+                kept = {name: _scored(one).score(self.model, self.ranks) for name, one in judged.items()}
+        for name, one in judged.items():
+            _scored(one).reference = kept[name].to(self.model.device)
+
+    def _reference_scores(self) -> dict[str, Tensor]:
+        judged = {"train": self.objective, "valid": self.judge}
+        found = {name: getattr(one, "reference", None) for name, one in judged.items()}
+        return {name: scores for name, scores in found.items() if scores is not None}
+
     def _refuse_steps_without_weight(self) -> None:
         """A step whose tokens all weigh nothing has no loss: say so before the first step, not at the last."""
-        if (self.batches.row_weights > 0).all():
+        weights = self.objective.weights
+        if (weights > 0).all():
             return
         for step, chosen in self.order.steps(0, self.spec.total_steps):
-            if self.batches.weight(chosen) <= 0:
-                lines = ", ".join(str(self.rows.lines[i]) for i in sorted(chosen)[:10])
+            if weights[chosen].sum() <= 0:
+                lines = ", ".join(map(str, self.objective.lines(sorted(chosen)[:10])))
                 message = f"Step {step} has no token to learn from (lines {lines})."
                 raise Refused("nothing_to_learn", message, "training_file")
+
+
+def objective(spec: TrainSpec, rows: Rows, model: Model) -> Objective:
+    """What the job's method learns from these rows."""
+    if spec.preference is None:
+        return Supervised(rows, spec.prompt_loss_weight, spec.micro_batch_size, model.device)
+    return Preference(rows, spec.preference, spec.micro_batch_size, model.device)
 
 
 def _clip(gradients: list[Tensor], longest: float) -> float:
@@ -265,15 +287,18 @@ def _clip(gradients: list[Tensor], longest: float) -> float:
     return float(norm)
 
 
-def _means(told: Tensor, weight: float) -> tuple[float, float | None, float | None]:
-    """Loss, completion loss, completion accuracy; the last two are None where no completion token has weight."""
-    loss, completion, completion_weight, correct, count = told.tolist()
-    if count == 0:
-        return loss / weight, None, None
-    return loss / weight, completion / completion_weight, correct / count
+def _scored(one: Objective) -> Preference:
+    assert isinstance(one, Preference)
+    return one
 
 
-def _refuse_not_finite(step: int, loss: float, grad_norm: float) -> None:
+def _named(measured: dict[str, float | None], prefix: str) -> dict[str, float | None]:
+    """Loss and accuracy are told of training and validation; a completion loss or a reward goes by its own name."""
+    return {f"{prefix}{name}" if name in ("loss", "accuracy") else name: value for name, value in measured.items()}
+
+
+def _refuse_not_finite(step: int, loss: float | None, grad_norm: float) -> None:
+    assert loss is not None
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
     what = "loss" if not math.isfinite(loss) else "gradient"

@@ -47,17 +47,24 @@ class Head:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+def tokens(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """nll of each selected token of ``hidden`` [rows, longest, width], differentiable, float64 [m]; and whether the
+    token has the largest logit, bool [m]."""
+    selected = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+    if head.frozen:
+        nll, correct = _Tiled.apply(selected, head, batch.targets)  # type: ignore[no-untyped-call]
+        return nll, correct
+    return _plain(selected, head, batch.targets)
+
+
 def sums(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """The differentiable Σ w·nll of ``hidden`` [rows, longest, width], and what is told about it.
 
     Told, as float64 [5]: Σ w·nll, Σ c·nll, Σ c (c: weight in the completion alone), completion tokens predicted
     rightly, completion tokens.
     """
-    selected = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-    if head.frozen:
-        total, nll, correct = _Tiled.apply(selected, head, batch.targets, batch.weights)  # type: ignore[no-untyped-call]
-    else:
-        total, nll, correct = _plain(selected, head, batch)
+    each, correct = tokens(hidden, head, batch)
+    nll = each.detach()
     completion = batch.completion_weights
     told = torch.stack(
         [
@@ -68,10 +75,10 @@ def sums(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor]
             (completion > 0).sum().double(),
         ]
     )
-    return total, told
+    return (batch.weights.double() * each).sum(), told
 
 
-def _plain(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _plain(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
     """For a head that is trained itself: chunks of tokens, their logits computed again in the backward pass."""
 
     def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,19 +86,16 @@ def _plain(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tenso
         return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
     rows = max(1, 64 * TILE_ELEMENTS // len(head.weight))
-    parts = zip(torch.split(hidden, rows), torch.split(batch.targets, rows), strict=True)
+    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     nll, correct = zip(*(checkpoint(chunk, h, t, use_reentrant=False) for h, t in parts), strict=True)
-    each = torch.cat(nll)
-    return (each * batch.weights).sum(), each.detach().double(), torch.cat(correct)
+    return torch.cat(nll).double(), torch.cat(correct)
 
 
 class _Tiled(torch.autograd.Function):
     """A frozen head: the gradient of the hidden states is found in the forward pass, the head's own is never asked."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
         wanted = hidden.requires_grad
         gradient = torch.empty_like(hidden) if wanted else None
         nll = torch.empty(len(hidden), dtype=torch.float64, device=hidden.device)
@@ -101,15 +105,15 @@ class _Tiled(torch.autograd.Function):
             rows = slice(start, start + ROWS)
             nll[rows], correct[rows], pull = _pass(hidden[rows], head, targets[rows], buffer, wanted)
             if gradient is not None and pull is not None:
-                gradient[rows] = pull.mul_(weights[rows, None])
+                gradient[rows] = pull
         ctx.gradient = gradient
-        ctx.mark_non_differentiable(nll, correct)
-        return (weights.double() * nll).sum().float(), nll, correct
+        ctx.mark_non_differentiable(correct)
+        return nll, correct
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(upstream), None, None, None
+        return gradient.mul_(upstream.to(gradient.dtype)[:, None]), None, None
 
 
 def _pass(

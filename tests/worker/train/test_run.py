@@ -194,7 +194,7 @@ def test_running_out_of_memory_is_told_as_that(
     def greedy(*_: object) -> torch.Tensor:
         return torch.empty(1 << 60)
 
-    monkeypatch.setattr(loop.supervised, "backward", greedy)
+    monkeypatch.setattr(loop.Supervised, "backward", greedy)
     ran = train(again(job, tmp_path / "run", None))
     assert ran.status == EXIT_USER_ERROR
     assert ran.events("error")[0]["code"] == "out_of_memory"
