@@ -42,7 +42,8 @@ Object = dict[str, Any]  # any JSON object; readers check the fields they know
 def parse(line: bytes) -> tuple[object, Problem | None]:
     if len(line) > MAX_LINE_BYTES:
         return None, too_long()
-    if (problem := tangled(line)) is not None:
+    # Depth is at most the number of opening brackets, and most lines have few of them.
+    if line.count(b"{") + line.count(b"[") > MAX_DEPTH and (problem := tangled(line)) is not None:
         return None, problem
     try:
         value = orjson.loads(line)
@@ -101,9 +102,6 @@ def _diagnose(line: bytes, error: orjson.JSONDecodeError) -> Problem:
 
 def tangled(line: bytes) -> Problem | None:
     """Whether a parser would choke on the line. Of the bytes, so that a line that is no JSON has a depth, too."""
-    # Depth is at most the number of opening brackets, and most lines have few of them.
-    if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
-        return None
     # A line of four million brackets would keep a loop busy for a second.
     import numpy as np
 

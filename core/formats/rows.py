@@ -151,9 +151,11 @@ def _read_completion(row: Object, problems: Problems) -> Row:
 def _read_chat(row: Object, problems: Problems) -> Row:
     if "weight" in row:
         problems.append(Problem("weight", Code.UNKNOWN_FIELD, "a row has no weight; messages have"))
-    tools, names = conversation.tools(row, "", problems)
-    messages = conversation.messages(row["messages"], "messages", names, problems) if "messages" in row else []
-    if "messages" not in row:
+    tools, names = conversation.tools(row, "", problems) if len(row) > 1 else (None, None)
+    messages: list[Message] = []
+    if "messages" in row:
+        messages = conversation.messages(row["messages"], "messages", names, problems)
+    else:
         problems.append(Problem("messages", Code.MISSING_FIELD, "is missing"))
     if not problems:
         conversation.ends_with_answer(messages, "messages", problems)
