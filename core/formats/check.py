@@ -139,8 +139,11 @@ class Checker:
             return
         self._seen = True
         self._bad_rows += 1
-        for problem in problems:
-            self.fault(number, *problem, source)
+        if self._on_fault is None and len(self.report.faults) >= FAULTS_KEPT:
+            self._faults += len(problems)
+        else:
+            for problem in problems:
+                self.fault(number, *problem, source)
         if self._bad_rows >= _HOPELESS and self._bad_rows > self._rows:
             self.hopeless = True
             message = f"{self._bad_rows:,} rows are wrong, more than are right: what follows is not checked"

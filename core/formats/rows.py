@@ -110,7 +110,7 @@ def read(line: bytes, reader: Reader | None = None) -> Read:
         # A plain conversation, as most are: "messages", and two keys and two strings in each.
         strings = 1 + 4 * len(row.messages)
     elif isinstance(row, Text) and len(value) == 1:
-        strings = 2
+        strings = 1 + isinstance(value.get("text"), str)
     twice = repeated_key(line, value, strings)
     if twice is not None:
         return Read(reader, None, [twice])
