@@ -41,7 +41,8 @@ def parse(line: bytes) -> tuple[object, Problem | None]:
     if len(line) > MAX_LINE_BYTES:
         return None, too_long()
     # Depth is at most the number of opening brackets, and most lines have few of them.
-    if line.count(b"{") + line.count(b"[") > MAX_DEPTH and (problem := tangled(line)) is not None:
+    brackets = line.count(b"{") + line.count(b"[") if len(line) > MAX_DEPTH else 0
+    if brackets > MAX_DEPTH and (problem := tangled(line)) is not None:
         return None, problem
     try:
         value = orjson.loads(line)
