@@ -124,7 +124,7 @@ class Checker:
             message = f"a row of the format {reader.name} in a file of {self._reader.name} rows"
             problems = [parse.Problem("", Code.MIXED_FORMATS, message)]
         if row is None or problems:
-            self.bad_row(number, problems, excerpt.Source(line))
+            self.bad_row(number, problems, line)
             return
         self._rows += 1
         for messages in _conversations(row):
@@ -133,14 +133,18 @@ class Checker:
         if self._on_row is not None:
             self._on_row(number, row)
 
-    def bad_row(self, number: int, problems: parse.Problems, source: excerpt.Source | None = None) -> None:
-        """A row that can't be used, and why; ``source`` is its text, if it has one that says something."""
+    def bad_row(self, number: int, problems: parse.Problems, line: bytes | None = None) -> None:
+        """A row that can't be used, and why; ``line`` is its text, if it has one that says something."""
         if self.hopeless:
             return
         self._seen = True
         self._bad_rows += 1
-        for problem in problems:
-            self.fault(number, *problem, source)
+        if self._on_fault is None and len(self.report.faults) >= FAULTS_KEPT:
+            self._faults += len(problems)
+        else:
+            source = None if line is None else excerpt.Source(line)
+            for problem in problems:
+                self.fault(number, *problem, source)
         if self._bad_rows >= _HOPELESS and self._bad_rows > self._rows:
             self.hopeless = True
             message = f"{self._bad_rows:,} rows are wrong, more than are right: what follows is not checked"

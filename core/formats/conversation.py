@@ -106,7 +106,9 @@ def messages(value: object, path: str, names: frozenset[str] | None, problems: P
             _tool_result(item, at, waiting, problems)
         elif waiting:
             _unanswered(waiting, problems)
-        if item.get("function_call"):
+        if _is_plain(item) or _is_plain_result(item):
+            messages.append(item)
+        elif item.get("function_call"):
             messages.append(_old_call(item, at, names, waiting, problems))
         else:
             messages.append(_message(item, at, names, waiting, problems))
@@ -127,6 +129,15 @@ def _is_plain(item: object) -> bool:
         and isinstance(role := item.get("role"), str)
         and role in _SPEAKERS
         and isinstance(item.get("content"), str)
+    )
+
+
+def _is_plain_result(item: Message) -> bool:
+    return (
+        len(item) == 3
+        and item.get("role") == "tool"
+        and isinstance(item.get("content"), str)
+        and isinstance(item.get("tool_call_id"), str)
     )
 
 

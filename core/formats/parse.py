@@ -19,10 +19,8 @@ PROBLEMS_KEPT = 100
 # Unicode forbids U+FDD0 and U+FDD1 in interchange; `templates` marks learned text with them.
 _FORBIDDEN = re.compile("[\0\ufdd0\ufdd1]")
 _FORBIDDEN_BYTES = re.compile(rb"\\u(?:0000|[fF][dD][dD][01])|\xef\xb7[\x90\x91]")
-_QUOTED = re.compile(rb'"[^"]*"?')
-# 1 for a bracket that opens, -1 for one that closes.
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+# 1 for a bracket that opens, -1 for one that closes, 0 for all else.
+_STEPS = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in range(256))
 # No JSON, but written by programs that know no better.
 _NO_NUMBER = re.compile(r"-?(?:NaN|nan|Infinity|inf)\b")
 
@@ -42,7 +40,9 @@ Object = dict[str, Any]  # any JSON object; readers check the fields they know
 def parse(line: bytes) -> tuple[object, Problem | None]:
     if len(line) > MAX_LINE_BYTES:
         return None, too_long()
-    if (problem := tangled(line)) is not None:
+    # Depth is at most the number of opening brackets, and most lines have few of them.
+    brackets = line.count(b"{") + line.count(b"[") if len(line) > MAX_DEPTH else 0
+    if brackets > MAX_DEPTH and (problem := tangled(line)) is not None:
         return None, problem
     try:
         value = orjson.loads(line)
@@ -101,14 +101,13 @@ def _diagnose(line: bytes, error: orjson.JSONDecodeError) -> Problem:
 
 def tangled(line: bytes) -> Problem | None:
     """Whether a parser would choke on the line. Of the bytes, so that a line that is no JSON has a depth, too."""
-    # Depth is at most the number of opening brackets, and most lines have few of them.
-    if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
-        return None
     # A line of four million brackets would keep a loop busy for a second.
     import numpy as np
 
-    outside = _QUOTED.sub(b"", line.replace(rb"\\", b"").replace(rb"\"", b""))
-    steps = np.frombuffer(outside.translate(_STEPS, _NO_BRACKET), np.int8)
+    text = line.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside = np.cumsum(np.frombuffer(text, np.uint8) == ord('"'), dtype=np.int32) % 2 == 0
+    steps = np.frombuffer(text.translate(_STEPS), np.int8)[outside]
+    steps = steps[steps != 0]
     if steps.cumsum(dtype=np.int32).max(initial=0) > MAX_DEPTH:
         return Problem("", Code.TOO_DEEP, f"objects and lists are nested more than {MAX_DEPTH} deep")
     if np.count_nonzero(steps == 1) > MAX_CONTAINERS:

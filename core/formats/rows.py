@@ -110,7 +110,7 @@ def read(line: bytes, reader: Reader | None = None) -> Read:
         # A plain conversation, as most are: "messages", and two keys and two strings in each.
         strings = 1 + 4 * len(row.messages)
     elif isinstance(row, Text) and len(value) == 1:
-        strings = 2
+        strings = 1 + isinstance(value.get("text"), str)
     twice = repeated_key(line, value, strings)
     if twice is not None:
         return Read(reader, None, [twice])
@@ -151,9 +151,11 @@ def _read_completion(row: Object, problems: Problems) -> Row:
 def _read_chat(row: Object, problems: Problems) -> Row:
     if "weight" in row:
         problems.append(Problem("weight", Code.UNKNOWN_FIELD, "a row has no weight; messages have"))
-    tools, names = conversation.tools(row, "", problems)
-    messages = conversation.messages(row["messages"], "messages", names, problems) if "messages" in row else []
-    if "messages" not in row:
+    tools, names = conversation.tools(row, "", problems) if len(row) > 1 else (None, None)
+    messages: list[Message] = []
+    if "messages" in row:
+        messages = conversation.messages(row["messages"], "messages", names, problems)
+    else:
         problems.append(Problem("messages", Code.MISSING_FIELD, "is missing"))
     if not problems:
         conversation.ends_with_answer(messages, "messages", problems)

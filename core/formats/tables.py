@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from core.formats.containers import Unreadable, check_size
-from core.formats.parse import MAX_LINE_BYTES, Problem, Problems, tangled, too_long
+from core.formats.parse import MAX_DEPTH, MAX_LINE_BYTES, Problem, Problems, tangled, too_long
 from core.formats.report import Code
 
 # Columns whose cells are JSON where they look like it: text may begin with a bracket as well.
@@ -110,7 +110,8 @@ def _csv_row(line: int, cells: dict[str, str]) -> TableRow:
 
 
 def _json_cell(name: str, cell: str, problems: Problems) -> object:
-    if (problem := tangled(cell.encode("utf-8", "surrogateescape"))) is not None:
+    brackets = cell.count("[") + cell.count("{")
+    if brackets > MAX_DEPTH and (problem := tangled(cell.encode("utf-8", "surrogateescape"))) is not None:
         if name in _ALWAYS_STRUCTURED:
             problems.append(problem._replace(path=name))
         return cell

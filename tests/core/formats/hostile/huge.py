@@ -220,7 +220,7 @@ def _in_one_row() -> Iterator[Bad]:
     )
     yield rows(
         "a quarter of a million objects",
-        filled(b'{"text": 1, "n": [', b'{"":[],"":[]},', b"[]]}", MIB),
+        filled(b'{"text": 1, "n": [', b'{"":[],"a":[]},', b"[]]}", MIB),
         "text",
         Code.WRONG_TYPE,
     )
