@@ -106,6 +106,7 @@ def tokens(folder: Path) -> None:
     # Before the library makes its threads.
     os.environ["RAYON_NUM_THREADS"] = "1"
     from worker.prepare import register, tokenise
+    from worker.prepare.spool import Spool
 
     base = folder / "base"
     facts = register.convert(BASE, base, cache=ROOT / ".cache" / "bench")
@@ -126,7 +127,7 @@ def tokens(folder: Path) -> None:
             encoder._tokenizer.encode_batch(batch, add_special_tokens=False)
         alone.append(time.process_time() - began)
         began = time.process_time()
-        with tokenise.Spool(folder, "bench") as spool:
+        with Spool(folder, "bench") as spool:
             batcher = tokenise.Batcher(encoder, spool)
             for number, row in given:
                 batcher.add(number, row)

@@ -21,6 +21,8 @@ Seed = Annotated[int | None, typer.Option("--seed")]
 Epochs = Annotated[int | None, typer.Option("--epochs")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Examples per optimizer step.")]
 Multiplier = Annotated[float | None, typer.Option("--learning-rate-multiplier")]
+MethodName = Annotated[str, typer.Option("--method", help="supervised, or dpo for preferences.")]
+Beta = Annotated[float | None, typer.Option("--beta", help="Of the method dpo.")]
 Ext = Annotated[str | None, typer.Option("--ext", help="Extension options as JSON.")]
 Set = Annotated[
     list[str] | None,
@@ -40,6 +42,8 @@ def create(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: Multiplier = None,
+    method: MethodName = "supervised",
+    beta: Beta = None,
     ext: Ext = None,
     settings: Set = None,
     watch_it: Watch = False,
@@ -50,7 +54,7 @@ def create(
     extension = build_ext(ext, settings or [])
     client = connection.client(home)
     request = _request(client, model, training_file, validation_file, seed, show=not json)
-    request["method"] = _method(epochs, batch_size, learning_rate_multiplier)
+    request["method"] = _method(method, epochs, batch_size, learning_rate_multiplier, beta)
     if suffix is not None:
         request["suffix"] = suffix
     job = client.fine_tuning.jobs.create(**request, extra_body={"ext": extension} if extension else None)
@@ -73,6 +77,8 @@ def estimate(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     learning_rate_multiplier: Multiplier = None,
+    method: MethodName = "supervised",
+    beta: Beta = None,
     ext: Ext = None,
     settings: Set = None,
     home: options.Home = None,
@@ -87,7 +93,7 @@ def estimate(
     extension = build_ext(ext, settings or [])
     client = connection.client(home)
     request = _request(client, model, training_file, validation_file, seed, show=not json)
-    request["method"] = _method(epochs, batch_size, learning_rate_multiplier)
+    request["method"] = _method(method, epochs, batch_size, learning_rate_multiplier, beta)
     found = connection.ask(client, "/fine_tuning/jobs/estimate", request | ({"ext": extension} if extension else {}))
     if json:
         output.as_json(found)
@@ -108,10 +114,17 @@ def _request(
     return request
 
 
-def _method(epochs: int | None, batch_size: int | None, learning_rate_multiplier: float | None) -> dict[str, Any]:
-    given = {"n_epochs": epochs, "batch_size": batch_size, "learning_rate_multiplier": learning_rate_multiplier}
+def _method(
+    kind: str, epochs: int | None, batch_size: int | None, learning_rate_multiplier: float | None, beta: float | None
+) -> dict[str, Any]:
+    given = {
+        "n_epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate_multiplier": learning_rate_multiplier,
+        "beta": beta,
+    }
     known = {name: value for name, value in given.items() if value is not None}
-    return {"type": "supervised", "supervised": {"hyperparameters": known}}
+    return {"type": kind, kind: {"hyperparameters": known}}
 
 
 def _file_id(client: "OpenAI", given: str, *, show: bool) -> str:

@@ -31,8 +31,19 @@ ADAPTERS = {
 }
 """What a job's ``ext.adapter`` may be. (LoRA with ``dora`` is mergeable, but vLLM can't load it.)"""
 
-METHODS = {"supervised": Method(adapters=options.allowed("adapter"), formats=("chat", "completion", "text"))}
+METHODS = {
+    "supervised": Method(adapters=options.allowed("adapter"), formats=("chat", "completion", "text")),
+    "dpo": Method(adapters=options.allowed("adapter"), formats=("preference", "labelled")),
+}
 """What a job's ``method.type`` may be."""
+
+
+def formats(method: str, chosen: JobOptions) -> tuple[str, ...]:
+    """Rows that a job of this method and options learns from: single judged answers are for KTO alone, which takes a
+    pair for two of them."""
+    if method == "dpo" and chosen.preference.loss != "kto":
+        return ("preference",)
+    return METHODS[method].formats
 
 
 def limits(context_length: int | None, min_examples: int) -> dict[str, tuple[float, float | None]]:

@@ -120,6 +120,8 @@ class Plan(_Record):
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     evaluations: int = 0
+    scorings: int = 0
+    """Passes over the training rows without a gradient, before and between steps: a preference loss has a reference."""
 
     @property
     def own_weights(self) -> bool:
@@ -400,9 +402,10 @@ def of(shape: Shape, plan: Plan, sample: Sample, machine: Machine, valid: Sample
         + (4 * (shape.parameters if plan.own_weights else adapter) + _TOKENIZER * shape.vocab_size) / _HASHED
     )
     judged = 0.0 if valid is None else plan.evaluations * _evaluation(shape, plan, valid, machine)
+    scored = plan.scorings * _evaluation(shape, plan, sample, machine) if plan.scorings else 0.0
     longest = max(sample.longest[0], valid.longest[0] if valid is not None else 0)
     return Cost(
-        seconds=one * plan.total_steps + judged + fixed,
+        seconds=one * plan.total_steps + judged + scored + fixed,
         step_seconds=one,
         memory=memory(shape, plan, longest, machine),
     )

@@ -212,13 +212,18 @@ class JobOptions(_Table):
 
 
 class Hyperparameters(_Table):
-    """``method.supervised.hyperparameters`` as OpenAI's wire has them."""
+    """``method.supervised.hyperparameters`` as OpenAI's wire has them, and those of ``method.dpo``, which has one
+    more."""
 
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description='an integer from 1 to 50 or "auto"')
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = Field(
         "auto", description='an integer from 1 to 256 or "auto"'
     )
     learning_rate_multiplier: Auto | Positive = Field("auto", description='a number above 0 or "auto"')
+    beta: Auto | Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description='a number above 0 and up to 100, or "auto", for the method dpo'
+    )
+    """How far an answer's preference may pull the policy from its reference: less where it is greater."""
 
 
 def _given(value: object) -> bool:
@@ -234,6 +239,8 @@ def conflicts(options: JobOptions, hyperparameters: Hyperparameters, prefix: str
     faults = []
     if _given(options.optim.learning_rate) and _given(hyperparameters.learning_rate_multiplier):
         faults.append(_excluded("ext.optim.learning_rate", f"{prefix}.learning_rate_multiplier"))
+    if hyperparameters.beta is not None and not prefix.startswith("method.dpo"):
+        faults.append(Fault(f"{prefix}.beta", f"{prefix}.beta is for the method dpo"))
     for name, value in (("epochs", options.epochs), ("max_steps", options.max_steps)):
         if _given(value) and _given(hyperparameters.n_epochs):
             faults.append(_excluded(f"ext.{name}", f"{prefix}.n_epochs"))
@@ -369,6 +376,19 @@ _FOR_ADAPTERS: dict[str, tuple[str, ...]] = {
     "layers": (*LOW_RANK, "layers"),
     "prompt.virtual_tokens": ("prompt", "prefix"),
 }
+_FOR_METHODS: dict[str, tuple[str, ...]] = {
+    "preference.loss": ("dpo",),
+    "preference.label_smoothing": ("dpo",),
+    "preference.gamma": ("dpo",),
+    "preference.sft_weight": ("dpo",),
+    "prompt_loss_weight": ("supervised",),
+    "train_on": ("supervised",),
+}
+_FOR_LOSSES: dict[str, tuple[str, ...]] = {
+    "preference.label_smoothing": ("sigmoid", "simpo"),
+    "preference.gamma": ("simpo",),
+    "preference.sft_weight": ("sigmoid", "hinge", "ipo", "simpo", "kto"),
+}
 _FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "optim.betas": ("adamw", "adamw_8bit"),
     "optim.eps": ("adamw", "adamw_8bit"),
@@ -379,10 +399,6 @@ _FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 _SUPPORTED: dict[str, tuple[object, ...]] = {
     "adapter": ("lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"),
     "peft": (None,),
-    "preference.loss": ("sigmoid",),
-    "preference.label_smoothing": (0.0,),
-    "preference.gamma": (None,),
-    "preference.sft_weight": (0.0,),
     "packing": ("auto", False),
     "precision": ("fp32", "bf16", "auto"),
     "head_gradient": ("exact",),
@@ -406,8 +422,8 @@ def allowed(name: str) -> tuple[str, ...]:
     return tuple(str(value) for value in _SUPPORTED[name])
 
 
-def unsupported(options: JobOptions) -> list[Fault]:
-    """Every option that this release cannot honour, each with a sentence."""
+def unsupported(options: JobOptions, method: str = "supervised") -> list[Fault]:
+    """Every option that a job of this method cannot have honoured, each with a sentence."""
     faults = []
     for name, allowed in _SUPPORTED.items():
         value: object = options
@@ -417,21 +433,24 @@ def unsupported(options: JobOptions) -> list[Fault]:
         if any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed):
             continue
         faults.append(Fault(f"ext.{name}", _sentence(name, value, [good for good in allowed if good is not None])))
-    faults += _misplaced(options)
+    faults += _misplaced(options, method)
     if options.optim.learning_rate == "find":
         faults.append(Fault("ext.optim.learning_rate", _sentence("optim.learning_rate", "find", ["a number", "auto"])))
     return faults
 
 
-def _misplaced(options: JobOptions) -> list[Fault]:
-    """Options that were given with an adapter or an optimizer that has no use for them, and the one that is missing."""
-    faults = []
+def _misplaced(options: JobOptions, method: str) -> list[Fault]:
+    """Options that were given with something that has no use for them, and the one that is missing."""
+    faults: list[Fault] = []
     for table, chosen, what in (
+        (_FOR_METHODS, method, "method"),
+        (_FOR_LOSSES, options.preference.loss, "preference.loss"),
         (_FOR_ADAPTERS, options.adapter, "adapter"),
         (_FOR_OPTIMIZERS, options.optim.optimizer, "optim.optimizer"),
     ):
         for name, takers in table.items():
-            if chosen not in takers and _was_given(options, name):
+            known = any(fault.path == f"ext.{name}" for fault in faults)
+            if chosen not in takers and _was_given(options, name) and not known:
                 message = f"ext.{name} is for {what} {' or '.join(takers)}, and this job has {what} {chosen}"
                 faults.append(Fault(f"ext.{name}", message))
     if options.adapter == "layers" and options.layers is None:
@@ -469,6 +488,14 @@ class ResolvedLora(_Table):
 
 class ResolvedPrompt(_Table):
     virtual_tokens: int
+
+
+class ResolvedPreference(_Table):
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
+    beta: float
+    label_smoothing: float
+    gamma: float
+    sft_weight: float
 
 
 class ResolvedOptim(_Table):
@@ -511,11 +538,15 @@ class ResolvedHyperparameters(_Table):
     n_epochs: int
     batch_size: int
     learning_rate_multiplier: float
+    beta: float | None = None
+    """Of the method dpo"""
 
 
 class Resolved(_Table):
     """Every option with the value used: ``ext.resolved`` of a job, and all a trainer needs to know."""
 
+    preference: ResolvedPreference | None = None
+    """Of the method dpo"""
     adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"]
     lora: ResolvedLora | None
     """None where the adapter has no rank."""

@@ -77,7 +77,7 @@ def _preparing(parts: Parts, asked: Json, model: Model, folder: Path) -> Prepare
     named = data.named(asked["training_file_id"], asked["validation_file_id"], chosen)
     paths = {name.param: _file(parts, name.file_id, folder / f"{n}.data", name.param) for n, name in enumerate(named)}
     wanted = Hyperparameters.model_validate(asked["hyperparameters"])
-    return stage.preparing(model, named, paths, chosen, wanted, asked["seed"], parts.settings)
+    return stage.preparing(model, named, paths, asked["method"], chosen, wanted, asked["seed"], parts.settings)
 
 
 def known(parts: Parts, item: WorkItem, claim: Claim) -> bool:

@@ -122,13 +122,13 @@ class Event(BaseModel):
     """A line of events.jsonl: ``v``, ``type``, ``t`` (Unix seconds), and the fields of its type.
 
     started     total_steps, trainable_parameters, parameters, device, resumed_from_step (0: fresh)
-    phase       phase: scoring | training | evaluating | saving
+    phase       phase: training | evaluating | saving
     step        step, epoch (float), train_loss (weighted by prompt_loss_weight), completion_loss,
                 train_accuracy (completion tokens), learning_rate, grad_norm, tokens,
                 trained_tokens (weight > 0), seconds, tokens_per_second
     eval        step, valid_loss, valid_completion_loss, valid_accuracy, tokens, seconds
-                method dpo: train_accuracy is the share of pairs told apart, and there are also reward_wanted,
-                reward_unwanted, reward_margin (valid_reward_margin in eval)
+                method dpo: train_accuracy is the share of pairs told apart, and there are also reward_chosen,
+                reward_rejected, reward_margin (valid_reward_margin in eval)
     checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
     message     level: info | warn | error, message, data
     done        artifact (relative path), steps, tokens, trained_tokens, metrics, stop_reason (None: all steps were

@@ -53,9 +53,10 @@ def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: P
         param: stage.download(parts.store, file.storage_key, file.sha256, folder / f"{n}.data")
         for n, (param, file) in enumerate(found.items())
     }
-    asked = Hyperparameters.model_validate(job.method["supervised"]["hyperparameters"])
+    kind = job.method["type"]
+    asked = Hyperparameters.model_validate(job.method[kind]["hyperparameters"])
     model = stage.reader_of(cache, base)
-    stage.write_spec(folder, stage.preparing(model, named, paths, chosen, asked, job.seed, parts.settings))
+    stage.write_spec(folder, stage.preparing(model, named, paths, kind, chosen, asked, job.seed, parts.settings))
     return token_set
 
 

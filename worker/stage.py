@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import orjson
 import structlog
@@ -49,6 +49,7 @@ def preparing(
     model: Model,
     named: list[Named],
     paths: dict[str, Path],
+    method: str,
     chosen: JobOptions,
     hyperparameters: Hyperparameters,
     seed: int,
@@ -57,6 +58,7 @@ def preparing(
     """The task of a child that prepares a job's rows; ``paths`` by the fields of the body that name the files."""
     mixed = chosen.data.mix or []
     return PrepareJob(
+        method=cast(Literal["supervised", "dpo"], method),
         base=model.base,
         facts=model.facts,
         train=paths["training_file"],

@@ -101,6 +101,8 @@ def key(session: Session, wanted: Wanted, settings: Settings) -> str:
         "code": code(),
         "data": {file.param: session.get_one(File, file.file_id).sha256 for file in wanted.files},
         "method": wanted.method,
+        # Pairs are rows of their own for KTO.
+        "judged_singly": wanted.method == "dpo" and chosen.preference.loss == "kto",
         "options": asked,
         "seed": wanted.seed if drawn else None,
         "tokenizer": {name: contents.get(name) for name in _TOKENIZER_FILES},

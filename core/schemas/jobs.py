@@ -98,13 +98,29 @@ class HyperparametersOut(BaseModel):
     learning_rate_multiplier: Literal["auto"] | float
 
 
+class PreferenceHyperparametersOut(HyperparametersOut):
+    beta: Literal["auto"] | float
+
+
 class MethodHyperparameters(BaseModel):
     hyperparameters: HyperparametersOut
 
 
-class MethodOut(BaseModel):
+class PreferenceMethodHyperparameters(BaseModel):
+    hyperparameters: PreferenceHyperparametersOut
+
+
+class SupervisedOut(BaseModel):
     type: Literal["supervised"]
     supervised: MethodHyperparameters
+
+
+class PreferenceOut(BaseModel):
+    type: Literal["dpo"]
+    dpo: PreferenceMethodHyperparameters
+
+
+MethodOut = Annotated[SupervisedOut | PreferenceOut, Field(discriminator="type")]
 
 
 class AttemptOut(BaseModel):
@@ -163,9 +179,17 @@ class FineTuningJob(BaseModel):
     ext: JobExt
 
 
+def _method(kind: str, used: Json) -> SupervisedOut | PreferenceOut:
+    if kind == "dpo":
+        with_beta = PreferenceHyperparametersOut.model_validate(used | {"beta": used.get("beta") or "auto"})
+        return PreferenceOut(type="dpo", dpo=PreferenceMethodHyperparameters(hyperparameters=with_beta))
+    plain = HyperparametersOut.model_validate(used)
+    return SupervisedOut(type="supervised", supervised=MethodHyperparameters(hyperparameters=plain))
+
+
 def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt], place: Place | None) -> FineTuningJob:
     asked = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
-    asked |= job.method["supervised"].get("hyperparameters") or {}
+    asked |= job.method[job.method["type"]].get("hyperparameters") or {}
     hyperparameters = HyperparametersOut.model_validate(job.hyperparameters or asked)
     return FineTuningJob(
         id=job.id,
@@ -185,7 +209,7 @@ def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt],
         metadata=job.user_metadata,
         integrations=None,
         hyperparameters=hyperparameters,
-        method=MethodOut(type="supervised", supervised=MethodHyperparameters(hyperparameters=hyperparameters)),
+        method=_method(job.method["type"], job.hyperparameters or asked),
         user_provided_suffix=job.suffix,
         ext=JobExt(
             phase=job.phase,

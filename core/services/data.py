@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import Select, or_
 from sqlalchemy.orm import Session
 
-from core.catalog import METHODS
+from core import catalog
 from core.config import Settings
 from core.db import tenancy
 from core.db.tables import File, Job
@@ -100,10 +100,11 @@ def unfit(row: File, file: Named, method: str, chosen: JobOptions, settings: Set
     if report is None:
         return None
     form: Format | None = rows.BY_NAME[asked].format if other else report.format
-    formats = METHODS[method].formats
+    formats = catalog.formats(method, chosen)
     if form not in formats:
+        what = f"{method} with the loss {chosen.preference.loss}" if method == "dpo" else method
         return BadRequest(
-            f"{file.param}: {form} rows don't fit the method {method}, which takes {', '.join(formats)} rows.",
+            f"{file.param}: {form} rows don't fit the method {what}, which takes {', '.join(formats)} rows.",
             param=file.param,
             code=file.code,
         )

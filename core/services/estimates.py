@@ -11,7 +11,7 @@ from core.config import Settings
 from core.cost import Cost, Machine, Plan, Sample, Shape
 from core.db.tables import BaseModel, Worker
 from core.db.tenancy import Tenant
-from core.options import JobOptions, Resolved
+from core.options import JobOptions, Resolved, ResolvedPreference
 from core.schemas import estimates as wire
 from core.schemas.catalog import Price
 from core.schemas.estimates import Choice, Estimate, Refusal
@@ -117,6 +117,9 @@ def _run(base: BaseModel, resolved: Resolved, found: Json) -> _Run | None:
     per_epoch = math.ceil(found["train"]["examples"] / resolved.batch_size)
     every = resolved.eval.every
     interval = every if isinstance(every, int) else per_epoch
+    preference = resolved.preference
+    # Of a pair, both answers go through the layers.
+    rows = 2 if preference is not None and preference.loss != "kto" else 1
     plan = Plan(
         adapter=resolved.adapter,
         rank=resolved.lora.rank if resolved.lora is not None else 0,
@@ -126,15 +129,23 @@ def _run(base: BaseModel, resolved: Resolved, found: Json) -> _Run | None:
         prompt_loss_weight=resolved.prompt_loss_weight,
         total_steps=resolved.total_steps,
         steps_per_epoch=per_epoch,
-        batch_size=resolved.batch_size,
-        micro_batch_size=resolved.micro_batch_size,
+        batch_size=rows * resolved.batch_size,
+        micro_batch_size=rows * resolved.micro_batch_size,
         max_length=resolved.max_length,
         precision=resolved.precision,
         gradient_checkpointing=resolved.gradient_checkpointing,
         evaluations=math.ceil(resolved.total_steps / interval),
+        scorings=_scorings(preference, resolved.epochs),
     )
     valid = Sample.model_validate(found["valid_sample"]) if found["valid_sample"] else None
     return _Run(Shape.model_validate(shape), plan, Sample.model_validate(found["sample"]), valid)
+
+
+def _scorings(preference: ResolvedPreference | None, epochs: float) -> int:
+    """Once by the reference; KTO scores each prompt with another's answer too, and again in every epoch."""
+    if preference is None or preference.loss in ("simpo", "orpo"):
+        return 0
+    return 2 + math.ceil(epochs) if preference.loss == "kto" else 1
 
 
 def _on(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, delete
 from sqlalchemy.orm import Session
 
-from core import clock, ids, options
+from core import catalog, clock, ids, options
 from core.config import Settings
 from core.db import tenancy
 from core.db.tables import Attempt, BaseModel, Checkpoint, Event, File, Job, Metric, Permission
@@ -100,7 +100,7 @@ def checked(session: Session, tenant: Tenant, wanted: JobCreate, settings: Setti
 def understood(wanted: JobCreate) -> Understood:
     """Method, hyperparameters and options of a body; raises BadRequest for what is wrong with them."""
     method, asked, prefix = _method(wanted)
-    return Understood(method, asked, _options(wanted, asked, prefix))
+    return Understood(method, asked, _options(wanted, method, asked, prefix))
 
 
 def _method(wanted: JobCreate) -> tuple[str, Hyperparameters, str]:
@@ -108,14 +108,14 @@ def _method(wanted: JobCreate) -> tuple[str, Hyperparameters, str]:
     if wanted.method is None:
         return "supervised", _hyperparameters(wanted.hyperparameters, "hyperparameters"), "hyperparameters"
     kind = wanted.method.type
-    if kind != "supervised":
+    if kind not in catalog.METHODS:
         raise BadRequest(
-            f'method.type: "{kind}" is not available in this release; it takes "supervised".',
+            f'method.type: "{kind}" is not available in this release; it takes "supervised" or "dpo".',
             param="method.type",
             code="method_not_available",
         )
-    prefix = "method.supervised.hyperparameters"
-    given = (wanted.method.supervised or {}).get("hyperparameters")
+    prefix = f"method.{kind}.hyperparameters"
+    given = (getattr(wanted.method, kind) or {}).get("hyperparameters")
     if given is None and wanted.hyperparameters is not None:
         return kind, _hyperparameters(wanted.hyperparameters, "hyperparameters"), "hyperparameters"
     return kind, _hyperparameters(given, prefix), prefix
@@ -128,12 +128,12 @@ def _hyperparameters(given: object, prefix: str) -> Hyperparameters:
         raise _bad(error.faults) from None
 
 
-def _options(wanted: JobCreate, asked: Hyperparameters, prefix: str) -> JobOptions:
+def _options(wanted: JobCreate, method: str, asked: Hyperparameters, prefix: str) -> JobOptions:
     try:
         chosen = options.parse(wanted.ext or {})
     except OptionsError as error:
         raise _bad(error.faults) from None
-    faults = [*options.conflicts(chosen, asked, prefix), *options.unsupported(chosen)]
+    faults = [*options.conflicts(chosen, asked, prefix), *options.unsupported(chosen, method)]
     if faults:
         raise _bad(faults)
     return chosen

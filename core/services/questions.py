@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from core.catalog import METHODS
+from core import catalog
 from core.config import Settings
 from core.db.tables import BaseModel, File
 from core.db.tenancy import Tenant
@@ -40,7 +40,7 @@ def validate(session: Session, tenant: Tenant, file_id: str, wanted: FileValidat
         "validation": validation.sha256 if validation else None,
         "models": _contents(bases),
         "method": understood.method,
-        "formats": list(METHODS[understood.method].formats),
+        "formats": list(catalog.formats(understood.method, understood.options)),
         "ext": wanted.ext or {},
         "min_examples": settings.min_examples,
     }

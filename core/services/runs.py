@@ -91,8 +91,7 @@ def steps(session: Session, job: Job, lines: list[Json], total_steps: int) -> No
                 job_id=job.id,
                 generation=job.generation,
                 **{name: line[name] for name in _STEP_FIELDS},
-                train_accuracy=line.get("train_accuracy"),
-                completion_loss=line.get("completion_loss"),
+                **{name: line.get(name) for name in _METHOD_FIELDS},
             )
         )
         attempt.steps += 1
@@ -117,6 +116,8 @@ def steps(session: Session, job: Job, lines: list[Json], total_steps: int) -> No
 
 
 _STEP_FIELDS = ("step", "epoch", "train_loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds")
+# What not every method measures, or not at every step.
+_METHOD_FIELDS = ("train_accuracy", "completion_loss", "reward_chosen", "reward_rejected", "reward_margin")
 
 
 def _progress(job: Job, lines: list[Json], total_steps: int) -> None:
@@ -148,6 +149,7 @@ def evaluated(session: Session, job: Job, line: Json, total_steps: int) -> None:
     metric.valid_loss = line["valid_loss"]
     metric.valid_completion_loss = line.get("valid_completion_loss")
     metric.valid_accuracy = line.get("valid_accuracy")
+    metric.valid_reward_margin = line.get("valid_reward_margin")
     _attempt(session, job).accelerator_seconds += line["seconds"]
     if line["step"] < job.last_event_step:
         return

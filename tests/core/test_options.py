@@ -250,10 +250,6 @@ def test_bad_hyperparameters_are_named(name: str, value: Any) -> None:
 
 UNSUPPORTED = [
     ("peft", {"type": "ia3"}),
-    ("preference.loss", "ipo"),
-    ("preference.label_smoothing", 0.1),
-    ("preference.gamma", 1),
-    ("preference.sft_weight", 0.1),
     ("optim.learning_rate", "find"),
     ("packing", True),
     ("precision", "fp16"),
@@ -282,6 +278,10 @@ def test_what_can_not_be_honoured_is_refused(path: str, value: Any) -> None:
 
 
 MISPLACED = [
+    ({"preference": {"loss": "ipo"}}, "ext.preference.loss", "for method dpo"),
+    ({"preference": {"label_smoothing": 0.1}}, "ext.preference.label_smoothing", "for method dpo"),
+    ({"preference": {"gamma": 1}}, "ext.preference.gamma", "for method dpo"),
+    ({"preference": {"sft_weight": 0.1}}, "ext.preference.sft_weight", "for method dpo"),
     ({"adapter": "full", "lora": {"rank": 8}}, "ext.lora.rank", "for adapter lora or qlora"),
     ({"adapter": "ia3", "lora": {"dropout": 0.1}}, "ext.lora.dropout", "has adapter ia3"),
     ({"adapter": "prompt", "lora": {"target_modules": ["q_proj"]}}, "ext.lora.target_modules", "has adapter prompt"),
@@ -299,6 +299,30 @@ def test_an_option_that_nothing_would_read_is_refused(ext: dict[str, Any], path:
     found = options.unsupported(options.parse(ext))
     assert [fault.path for fault in found] == [path]
     assert said in found[0].message
+
+
+DPO = [
+    ({"prompt_loss_weight": 0.5}, "ext.prompt_loss_weight"),
+    ({"train_on": "all"}, "ext.train_on"),
+    ({"preference": {"loss": "hinge", "label_smoothing": 0.1}}, "ext.preference.label_smoothing"),
+    ({"preference": {"gamma": 1}}, "ext.preference.gamma"),
+    ({"preference": {"loss": "orpo", "sft_weight": 0.1}}, "ext.preference.sft_weight"),
+    ({"preference": {"loss": "simpo", "gamma": 1, "sft_weight": 0.1, "label_smoothing": 0.1}}, None),
+    ({"preference": {"loss": "kto"}, "adapter": "full"}, None),
+]
+
+
+@pytest.mark.parametrize(("ext", "path"), DPO)
+def test_a_preference_loss_is_given_only_what_it_reads(ext: dict[str, Any], path: str | None) -> None:
+    found = options.unsupported(options.parse(ext), "dpo")
+    assert [fault.path for fault in found] == ([path] if path else [])
+
+
+def test_beta_is_for_preferences() -> None:
+    given = options.parse_hyperparameters({"beta": 0.3}, "method.dpo.hyperparameters")
+    assert options.conflicts(options.parse({}), given, "method.dpo.hyperparameters") == []
+    (fault,) = options.conflicts(options.parse({}), given, "method.supervised.hyperparameters")
+    assert fault.path == "method.supervised.hyperparameters.beta"
 
 
 @pytest.mark.parametrize(

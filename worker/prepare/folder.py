@@ -100,6 +100,7 @@ class PrepareJob(_Strict):
     train: Path
     valid: Path | None = None
     mix: list[MixedFile] = []
+    method: Literal["supervised", "dpo"] = "supervised"
     options: JobOptions = JobOptions()
     hyperparameters: Hyperparameters = Hyperparameters()
     seed: int
@@ -203,6 +204,7 @@ class Tokenised(_Strict):
     """What the data are, whatever is then learned from them how: with the token files, all that another job on the
     same data needs."""
 
+    method: Literal["supervised", "dpo"] = "supervised"
     form: Format
     train: Counts
     valid: Counts | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from core import options
+from core import catalog, options
 from core.formats import templates
 from core.formats.containers import weight
 from core.formats.reading import read_file
@@ -14,6 +14,7 @@ from worker.prepare import limits, remarks, resolve, shares, tokenise
 from worker.prepare.events import Events
 from worker.prepare.faults import refuse
 from worker.prepare.folder import Counts, Note, Prepared, PrepareJob, Tokenised
+from worker.prepare.spool import Spool, sample
 
 _TRAINING = "invalid_training_file"
 
@@ -24,7 +25,10 @@ def prepare(spec: PrepareJob, folder: Path, events: Events) -> Prepared:
     limits.apply(int(repeats * sum(weight(path) for path in paths if path is not None)))
     (folder / "chat_template.jinja").write_text(tokenise.template_text(spec.base, spec.options), "utf-8")
     # The API has refused these already; a folder written by hand gets the same answer.
-    faults = options.unsupported(spec.options) + options.conflicts(spec.options, spec.hyperparameters)
+    prefix = f"method.{spec.method}.hyperparameters"
+    faults = options.unsupported(spec.options, spec.method) + options.conflicts(
+        spec.options, spec.hyperparameters, prefix
+    )
     if faults:
         raise refuse("invalid_value", faults[0].message, faults[0].path)
     given = spec.options.max_length
@@ -34,7 +38,7 @@ def prepare(spec: PrepareJob, folder: Path, events: Events) -> Prepared:
     events.phase("preparing", 0, "reading the tokenizer")
     encoder = tokenise.encoder(spec.base, spec.facts, spec.options)
     notes: list[Note] = []
-    with tokenise.Spool(folder, "train") as train, tokenise.Spool(folder, "valid") as valid:
+    with Spool(folder, "train") as train, Spool(folder, "valid") as valid:
         form = _tokenise(spec, spec.train, "training_file", encoder, train, events, notes)
         for n, mixed in enumerate(spec.mix, 1):
             _tokenise(spec, mixed.path, f"ext.data.mix[{n - 1}].file_id", encoder, train, events, notes, source=n)
@@ -58,6 +62,7 @@ def prepare(spec: PrepareJob, folder: Path, events: Events) -> Prepared:
         notes += remarks.shares(spec, trained, validated) + remarks.warnings(trained, validated, encoder, length)
         prompt, completion = train.shares(chosen)
         tokenised = Tokenised(
+            method=spec.method,
             form=form,
             train=trained,
             valid=validated,
@@ -65,8 +70,8 @@ def prepare(spec: PrepareJob, folder: Path, events: Events) -> Prepared:
             completion_tokens=completion,
             max_length=length,
             max_length_reason=why,
-            sample=tokenise.sample(folder / "train.safetensors"),
-            valid_sample=tokenise.sample(folder / "valid.safetensors") if validated is not None else None,
+            sample=sample(folder / "train.safetensors"),
+            valid_sample=sample(folder / "valid.safetensors") if validated is not None else None,
             dated=templates.dated(tokenise.template_text(spec.base, spec.options)),
             remarks=notes,
         )
@@ -83,7 +88,7 @@ def _tokenise(
     path: Path,
     param: str,
     encoder: tokenise.Encoder,
-    spool: tokenise.Spool,
+    spool: Spool,
     events: Events,
     notes: list[Note],
     source: int = 0,
@@ -92,7 +97,7 @@ def _tokenise(
     what = param.replace("_", " ") if not source else f"file {spec.mix[source - 1].file_id}"
     # Only a row's content and the seed say on which side it is.
     key = spec.seed.to_bytes(8, "little") if spec.options.data.validation_fraction is not None else None
-    batcher = tokenise.Batcher(encoder, spool, source, key)
+    batcher = tokenise.Batcher(encoder, spool, source, key, singly=spec.options.preference.loss == "kto")
     report = read_file(
         path,
         batcher.add,
@@ -123,12 +128,14 @@ def _tokenise(
         data = {"param": param, "converted_from": report.converted_from}
         notes.append(Note(message=f"{param}: {report.conversion}", data=data))
     assert report.format is not None  # a file without rows is a fault
+    formats = catalog.formats(spec.method, spec.options)
+    if report.format not in formats:
+        message = f"{param}: {report.format} rows don't fit this job, which takes {', '.join(formats)} rows"
+        raise refuse("invalid_validation_file" if param == "validation_file" else _TRAINING, message, param)
     return report.format
 
 
-def _divide(
-    spec: PrepareJob, spool: tokenise.Spool, length: int
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+def _divide(spec: PrepareJob, spool: Spool, length: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
     """Rows to train on, as often as they come, and rows held out; None: all of them, and none."""
     fraction, weights = spec.options.data.validation_fraction, [mixed.weight for mixed in spec.mix]
     if fraction is None and not weights:
@@ -158,7 +165,7 @@ def _write(
     spec: PrepareJob,
     folder: Path,
     name: str,
-    spool: tokenise.Spool,
+    spool: Spool,
     length: int,
     chosen: NDArray[np.int64] | None = None,
 ) -> Counts:

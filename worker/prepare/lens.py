@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from core.formats.findings import KEPT, Bin, Fate, Lengths, Lines, Seen
 from core.formats.report import Fault
-from core.formats.rows import Chat, Completion, Labelled, Preference, Row
+from core.formats.rows import Row
 from core.formats.survey import Findings, quantile
 from core.options import JobOptions
-from worker.prepare import tokenise
+from worker.prepare import spool, tokenise
 from worker.prepare.folder import Facts
-from worker.prepare.tokenise import Encoder, RowFault, Tokens
+from worker.prepare.spool import Tokens
+from worker.prepare.tokenise import Encoder, RowFault
 
 # Bins of a histogram begin at powers of two and halfway between them.
 _EDGES = [0, *(base << power for power in range(3, 30) for base in (2, 3))]
@@ -60,19 +61,11 @@ class Lens(tokenise.Batches):
         return self._seen
 
     def _take(self, rows: list[tuple[int, Row]]) -> None:
-        parts = [(line, parts_of(row)) for line, row in rows]
         faults: list[RowFault] = []
-        encoded = iter(self._encoder.encode(((line, part) for line, several in parts for part in several), faults))
-        refused: dict[int, list[RowFault]] = {}
+        for line, _, parts in self._encoder.encode_rows(rows, faults):
+            self._measure(line, parts)
         for fault in faults:
-            refused.setdefault(fault.line, []).append(fault)
-        for line, several in parts:
-            wrong = refused.get(line, [])
-            found = [next(encoded) for _ in range(len(several) - len(wrong))]
-            if wrong:
-                self._refuse(wrong[0])
-            else:
-                self._measure(line, found)
+            self._refuse(fault)
 
     def _refuse(self, refused: RowFault) -> None:
         fault = Fault(line=refused.line, code=refused.code, message=refused.message)
@@ -105,26 +98,13 @@ class Lens(tokenise.Batches):
             self._seen.tokens += len(learned)
             self._seen.trained_tokens += int(learned.sum())
             return
-        for start, end in tokenise.cut(learned, self._limit, self._facts.bos_token_id is not None):
+        for start, end in spool.cut(learned, self._limit, self._facts.bos_token_id is not None):
             self._seen.tokens += end - start
             self._seen.trained_tokens += int(learned[start:end].sum())
 
     def _name(self, kind: str, lines: Lines, line: int, **facts: object) -> None:
         lines.add(line)
         self._findings.add(kind, line, **facts, **self._about)
-
-
-def parts_of(row: Row) -> list[Row]:
-    """What is tokenised of a row. Methods that compare answers train on the prompt with each of them."""
-    match row:
-        case Preference():
-            return [Chat([*row.messages, *answer], row.tools) for answer in (row.preferred, row.rejected)]
-        case Labelled(prompt=list() as prompt, completion=list() as completion):
-            return [Chat([*prompt, *completion], row.tools)]
-        case Labelled():
-            return [Completion(str(row.prompt), str(row.completion))]
-        case _:
-            return [row]
 
 
 def limit(options: JobOptions, facts: Facts) -> int:
@@ -138,7 +118,7 @@ def template_origin(options: JobOptions, facts: Facts) -> str:
 
 def fate(parts: list[Tokens], limit: int, over_length: str) -> Fate:
     """What becomes of a row of these parts."""
-    if not any(taught(part)[1:].any() for part in parts):
+    if not all(taught(part)[1:].any() for part in parts):
         return "masked"
     if max(len(part.ids) for part in parts) <= limit:
         return "kept"

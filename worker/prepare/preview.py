@@ -10,7 +10,7 @@ from core.formats.reading import Enough, read_file
 from core.formats.report import Fault
 from core.formats.rows import Preference, Row
 from core.options import JobOptions
-from worker.prepare import lens, tokenise
+from worker.prepare import lens, spool, tokenise
 from worker.prepare.folder import Facts
 from worker.prepare.tokenise import Encoder, RowFault
 
@@ -53,7 +53,7 @@ def preview(path: Path, encoder: Encoder, wanted: Wanted) -> Preview:
             more = True
             break
         try:
-            parts = zip(_names(row), lens.parts_of(row), strict=True)
+            parts = zip(_names(row), tokenise.parts_of(row), strict=True)
             found = [_show(encoder, line, name, part, limit, wanted) for name, part in parts]
         except RowFault as refused:
             faults.append(Fault(line=refused.line, code=refused.code, message=refused.message))
@@ -86,7 +86,7 @@ def _show(encoder: Encoder, line: int, name: Part, row: Row, limit: int, wanted:
     fate = lens.fate([found.tokens], limit, wanted.options.data.over_length)
     kept = np.full(len(found.tokens.ids), fate != "truncated")
     if fate == "truncated":
-        for start, end in tokenise.cut(lens.taught(found.tokens), limit, wanted.facts.bos_token_id is not None):
+        for start, end in spool.cut(lens.taught(found.tokens), limit, wanted.facts.bos_token_id is not None):
             kept[start:end] = True
     prompt_weight = wanted.options.prompt_loss_weight
     tokens: list[Token] = []

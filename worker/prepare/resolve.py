@@ -18,10 +18,11 @@ from core.options import (
     ResolvedHyperparameters,
     ResolvedLora,
     ResolvedOptim,
+    ResolvedPreference,
     ResolvedPrompt,
     ResolvedResources,
 )
-from worker.folder import BaseSpec, LoraSpec, OptimSpec, TrainSpec
+from worker.folder import BaseSpec, LoraSpec, OptimSpec, PreferenceSpec, TrainSpec
 from worker.prepare.folder import Facts, Note, Prepared, Tokenised
 
 # Outside these a run almost never learns anything good.
@@ -107,6 +108,7 @@ def prepared(
 ) -> Prepared:
     """A job on data that have been tokenised, by this job or by another."""
     resolved, notes = resolve(
+        tokenised.method,
         options,
         hyperparameters,
         Sizes(
@@ -127,6 +129,7 @@ def prepared(
 
 
 def resolve(
+    method: str,
     options: JobOptions,
     hyperparameters: Hyperparameters,
     sizes: Sizes,
@@ -149,14 +152,16 @@ def resolve(
 
     if options.max_length == "auto":
         reason("max_length", length, length_reason)
+    preference = _preference(options, hyperparameters, reason) if method == "dpo" else None
     batch, micro = _batches(options, hyperparameters, sizes.examples, length, fast_bf16, reason)
-    steps, passes = _duration(options, hyperparameters, sizes.examples, batch, reason)
+    steps, passes = _duration(method, options, hyperparameters, sizes.examples, batch, reason)
     if batch > sizes.examples:
         warn(f"batch_size {batch} is more than the {sizes.examples} examples: every step sees all of them")
-    optim, multiplier = _optim(options, hyperparameters, facts, batch, steps, reason, warn)
-    weight = _prompt_loss_weight(options, sizes, reason)
+    optim, multiplier = _optim(method, options, hyperparameters, facts, batch, steps, reason, warn)
+    weight = _prompt_loss_weight(options, sizes, reason) if preference is None else 0.0
     precision, checkpointing = _precision(options, fast_bf16, reason, warn), options.gradient_checkpointing is True
     resolved = Resolved(
+        preference=preference,
         adapter=options.adapter,
         lora=_lora(options) if options.adapter in LOW_RANK else None,
         target_modules=options.lora.target_modules if options.adapter == "ia3" else None,
@@ -182,10 +187,33 @@ def resolve(
         resources=ResolvedResources(devices=1, priority=options.resources.priority),
         seed=seed,
         hyperparameters=ResolvedHyperparameters(
-            n_epochs=max(1, math.ceil(passes - 1e-9)), batch_size=batch, learning_rate_multiplier=multiplier
+            n_epochs=max(1, math.ceil(passes - 1e-9)),
+            batch_size=batch,
+            learning_rate_multiplier=multiplier,
+            beta=None if preference is None else preference.beta,
         ),
     )
     return Resolution(resolved, notes)
+
+
+_BETAS = {"simpo": 2.0}
+"""Where it isn't 0.1: SimPO's is on log-probabilities per token."""
+_SIMPO_GAMMA = 0.5
+
+
+def _preference(options: JobOptions, hyperparameters: Hyperparameters, reason: Reason) -> ResolvedPreference:
+    asked = options.preference
+    if hyperparameters.beta is None or hyperparameters.beta == "auto":
+        beta = _BETAS.get(asked.loss, 0.1)
+        reason("beta", beta, f"usual for the loss {asked.loss}")
+    else:
+        beta = float(hyperparameters.beta)
+    gamma = 0.0
+    if asked.loss == "simpo":
+        gamma = float(_SIMPO_GAMMA if asked.gamma is None else asked.gamma)
+    return ResolvedPreference(
+        loss=asked.loss, beta=beta, label_smoothing=asked.label_smoothing, gamma=gamma, sft_weight=asked.sft_weight
+    )
 
 
 def _lora(options: JobOptions) -> ResolvedLora:
@@ -232,7 +260,7 @@ def _batches(
 
 
 def _duration(
-    options: JobOptions, hyperparameters: Hyperparameters, examples: int, batch: int, reason: Reason
+    method: str, options: JobOptions, hyperparameters: Hyperparameters, examples: int, batch: int, reason: Reason
 ) -> tuple[int, float]:
     """Steps in all, and the passes over the data they make."""
     per_epoch = math.ceil(examples / batch)
@@ -243,13 +271,15 @@ def _duration(
     elif hyperparameters.n_epochs != "auto":
         passes = float(hyperparameters.n_epochs)
     else:
-        passes = float(epochs(examples, batch))
+        # Preferences are learned by heart soon: one pass is usual.
+        passes = float(epochs(examples, batch)) if method == "supervised" else 1.0
         reason("n_epochs", int(passes), f"for {examples} examples, {per_epoch} steps an epoch")
     # 0.1 × 30 is a little more than 3 in binary; that must not become a fourth step.
     return max(1, math.ceil(passes * per_epoch - 1e-9)), passes
 
 
 def _optim(
+    method: str,
     options: JobOptions,
     hyperparameters: Hyperparameters,
     facts: Facts,
@@ -260,6 +290,9 @@ def _optim(
 ) -> tuple[ResolvedOptim, float]:
     """The optimizer's values, and the learning rate as a multiple of the automatic one."""
     automatic = learning_rate(options.adapter, facts.model_type, facts.hidden_size, batch, steps)
+    if method == "dpo":
+        # A tenth of what examples are learned with ("LoRA Without Regret", TRL's defaults).
+        automatic = float(f"{automatic / 10:.2g}")
     asked = options.optim.learning_rate
     if isinstance(asked, float | int):
         rate = float(asked)
@@ -347,6 +380,8 @@ def train_spec(
     """What the training child is told, from what the job's row keeps."""
     return TrainSpec(
         job_id=job_id,
+        method="supervised" if resolved.preference is None else "dpo",
+        preference=None if resolved.preference is None else PreferenceSpec(**resolved.preference.model_dump()),
         base=base,
         adapter=resolved.adapter,
         lora=_lora_spec(resolved),

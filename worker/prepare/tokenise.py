@@ -1,39 +1,31 @@
-"""Rows -> the token files of a job folder. What is learned is read from character offsets of one tokenisation.
+"""Rows -> tokens. What is learned is read from character offsets of one tokenisation.
 
-Knows nothing about torch: ``tokenizers`` and numpy do the work, and rows go through disk, not memory.
+Knows nothing about torch: ``tokenizers`` and numpy do the work.
 """
 
 import hashlib
-import json
-import struct
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from core.cost import Sample
 from core.errors import JobError
 from core.formats import templates
 from core.formats.conversation import Message
 from core.formats.report import Code
 from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text, canonical
 from core.options import JobOptions
-from worker import token_file
 from worker.prepare import limits
-from worker.prepare.folder import Counts, Facts, Named
+from worker.prepare.folder import Facts, Named
+from worker.prepare.spool import LINES_KEPT, Spool, Tokens, note
 
 TrainOn = Literal["assistant", "last_assistant", "all"]
-LINES_KEPT = 100
-_SAMPLED = 512
-"""Rows whose lengths stand for all: their mean is off by less than a twentieth of the spread of the lengths."""
 # Rows tokenised together: enough to keep every core busy, and never more text than memory is there for.
 _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 2_000_000
@@ -49,15 +41,6 @@ class RowFault(ValueError):
         self.line = line
         self.code = code
         self.message = message
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One row: ids int32, message weights float32, completion uint8, all of one length."""
-
-    ids: NDArray[np.int32]
-    weight: NDArray[np.float32]
-    completion: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +60,27 @@ class Explained(NamedTuple):
     tokens: Tokens
     texts: list[str]
     """Of each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered(Chat):
+    """A conversation of which only what comes from message ``since`` on is learned."""
+
+    since: int = 0
+
+
+def parts_of(row: Row) -> list[Row]:
+    """What is tokenised of a row. Methods that compare answers train on the prompt with each of them."""
+    match row:
+        case Preference():
+            answers = (row.preferred, row.rejected)
+            return [_Answered([*row.messages, *answer], row.tools, len(row.messages)) for answer in answers]
+        case Labelled(prompt=list() as prompt, completion=list() as completion):
+            return [_Answered([*prompt, *completion], row.tools, len(prompt))]
+        case Labelled():
+            return [Completion(str(row.prompt), str(row.completion))]
+        case _:
+            return [row]
 
 
 _loaded: dict[Path, Tokenizer] = {}
@@ -132,6 +136,24 @@ class Encoder:
         encodings = self._tokenizer.encode_batch([one.text for one in drawn], add_special_tokens=False)
         return [self._tokens(*each) for each in zip(lines, drawn, encodings, strict=True)]
 
+    def encode_rows(
+        self, rows: list[tuple[int, Row]], faults: list[RowFault]
+    ) -> Iterator[tuple[int, Row, list[Tokens]]]:
+        """Each good row with the tokens of its parts; of each bad one the first fault goes to ``faults``."""
+        parts = [(line, row, parts_of(row)) for line, row in rows]
+        found: list[RowFault] = []
+        encoded = iter(self.encode(((line, part) for line, _, several in parts for part in several), found))
+        refused: dict[int, list[RowFault]] = {}
+        for fault in found:
+            refused.setdefault(fault.line, []).append(fault)
+        for line, row, several in parts:
+            wrong = refused.get(line, [])
+            tokens = [next(encoded) for _ in range(len(several) - len(wrong))]
+            if wrong:
+                faults.append(wrong[0])
+            else:
+                yield line, row, tokens
+
     def explain(self, line: int, row: Row) -> Explained:
         """One row with the text of each token, for people. Raises RowFault."""
         drawn = self._draw(line, row)
@@ -163,15 +185,16 @@ class Encoder:
             case Text():
                 return _Drawn(row.text, [(0, len(row.text))], [], plain=True)
             case Preference() | Labelled():
-                message = f"{type(row).__name__.lower()} rows are not for supervised training"
-                raise templates.TemplateFault(Code.MIXED_FORMATS, message)
+                raise AssertionError("rows of answers are encoded by their parts")
 
     def _chat(self, line: int, row: Chat) -> _Drawn:
         rendered = self._template.render(row.messages, row.tools)
         for code in rendered.remarks:
             note(self.remarks.setdefault(code, Named()), line)
         spans = rendered.spans
-        if self._train_on == "last_assistant" and spans:
+        if isinstance(row, _Answered):
+            spans = [span for span in spans if span.message >= row.since]
+        elif self._train_on == "last_assistant" and spans:
             last = max(span.message for span in spans)
             spans = [span for span in spans if span.message == last]
         learned = [(0, len(rendered.text))] if self._train_on == "all" else [(s.start, s.end) for s in spans]
@@ -275,224 +298,6 @@ def _weighs(message: Message) -> bool:
     return bool(message.get("weight", 1.0) != 1.0)
 
 
-def note(named: Named, line: int, source: int = 0) -> None:
-    named.count += 1
-    if source:
-        named.mixed += 1
-    elif len(named.lines) < LINES_KEPT:
-        named.lines.append(line)
-
-
-_PARTS: tuple[tuple[str, str, Any], ...] = (
-    ("input_ids", "I32", np.int32),
-    ("message_weight", "F32", np.float32),
-    ("completion", "U8", np.uint8),
-)
-
-
-@dataclass
-class Spool:
-    """Tokens of a whole file on disk, before it is known how long a row may be. Use as a context manager."""
-
-    folder: Path
-    name: str
-    offsets: "array[int]" = field(default_factory=lambda: array("q", [0]))
-    lines: "array[int]" = field(default_factory=lambda: array("q"))
-    sources: "array[int]" = field(default_factory=lambda: array("B"))
-    """Which file each row is of."""
-    digests: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Of each row's content, where somebody asked for them."""
-    learned: "array[int]" = field(default_factory=lambda: array("q"))
-    """Tokens of each row's completions."""
-    masked: Named = field(default_factory=Named)
-
-    def __enter__(self) -> "Spool":
-        self._stack = ExitStack()
-        self._files = [self._stack.enter_context(self._path(part).open("wb")) for part, _, _ in _PARTS]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-        for name, _, _ in _PARTS:
-            self._path(name).unlink(missing_ok=True)
-
-    def _path(self, part: str) -> Path:
-        return self.folder / f"{self.name}.{part}.spool"
-
-    def add(self, line: int, tokens: Tokens, source: int = 0, digest: int | None = None) -> None:
-        """Keeps a row, unless nothing in it would be learned: such a row is only named."""
-        learned = int(np.count_nonzero(tokens.completion))
-        # The first token has nothing before it that could predict it.
-        if not (tokens.completion[1:] * tokens.weight[1:]).any():
-            note(self.masked, line, source)
-            return
-        columns: tuple[NDArray[Any], ...] = (tokens.ids, tokens.weight, tokens.completion)
-        for file, values in zip(self._files, columns, strict=True):
-            file.write(values.data)
-        self.offsets.append(self.offsets[-1] + len(tokens.ids))
-        self.lines.append(line)
-        self.learned.append(learned)
-        self.sources.append(source)
-        if digest is not None:
-            self.digests.append(digest)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        offsets = np.frombuffer(self.offsets, dtype=np.int64)
-        return offsets[1:] - offsets[:-1]
-
-    def shares(self, chosen: NDArray[np.int64] | None = None) -> tuple[int, int]:
-        """Tokens of prompts and of completions, before anything is cut, in these rows or in all."""
-        lengths, learned = self.lengths, np.frombuffer(self.learned, dtype=np.int64)
-        if chosen is not None:
-            lengths, learned = lengths[chosen], learned[chosen]
-        completion = int(learned.sum())
-        return int(lengths.sum()) - completion, completion
-
-    def write(
-        self,
-        out: Path,
-        *,
-        max_length: int,
-        over_length: Literal["error", "truncate", "drop"],
-        keep_first: bool,
-        chosen: NDArray[np.int64] | None = None,
-    ) -> Counts:
-        """The token file, rows longer than ``max_length`` cut or left out (``error`` is the caller's to refuse).
-
-        ``keep_first``: the first token is BOS, which a cut at the front must not take away. ``chosen``: which rows,
-        and how often each; all of them once if it isn't given.
-        """
-        for file in self._files:
-            file.flush()
-        rows = _Rows(self, max_length, over_length, keep_first, chosen)
-        _write_safetensors(out, rows)
-        return Counts(
-            examples=len(rows.lines),
-            tokens=rows.offsets[-1],
-            trained_tokens=rows.trained,
-            longest=int((self.lengths if chosen is None else self.lengths[chosen]).max(initial=0)),
-            truncated=rows.truncated,
-            dropped=rows.dropped,
-            masked=self.masked,
-            sha256=_sha256(out),
-        )
-
-
-class _Rows:
-    """Which slices of a spool go into the token file."""
-
-    def __init__(
-        self, spool: Spool, max_length: int, over_length: str, keep_first: bool, chosen: NDArray[np.int64] | None
-    ) -> None:
-        self.parts = {
-            part: np.memmap(spool._path(part), dtype=dtype, mode="r") if spool.lines else np.zeros(0, dtype)
-            for part, _, dtype in _PARTS
-        }
-        self.offsets = array("q", [0])
-        self.lines = array("q")
-        self.slices: list[tuple[int, int]] | None = None
-        self.truncated, self.dropped = Named(), Named()
-        self.trained = 0
-        lengths = spool.lengths
-        if chosen is None and (not len(lengths) or lengths.max() <= max_length):
-            # Nothing to cut: the spool is the file.
-            self.offsets, self.lines = spool.offsets, spool.lines
-        else:
-            self._select(spool, range(len(lengths)) if chosen is None else chosen, max_length, over_length, keep_first)
-        self.trained = self._trained()
-
-    def _select(self, spool: Spool, chosen: Iterable[int], max_length: int, over_length: str, keep_first: bool) -> None:
-        self.slices = []
-        for index in map(int, chosen):
-            line, source = spool.lines[index], spool.sources[index]
-            start, end = spool.offsets[index], spool.offsets[index + 1]
-            if end - start > max_length and over_length != "truncate":
-                note(self.dropped, line, source)
-                continue
-            if end - start > max_length:
-                note(self.truncated, line, source)
-                learned = self.parts["completion"][start:end] * (self.parts["message_weight"][start:end] > 0)
-                kept = cut(learned, max_length, keep_first)
-                self.slices.extend((start + first, start + last) for first, last in kept)
-            else:
-                self.slices.append((start, end))
-            self.offsets.append(self.offsets[-1] + min(end - start, max_length))
-            self.lines.append(line)
-
-    def chunks(self, part: str) -> Iterable[NDArray[Any]]:
-        values = self.parts[part]
-        if self.slices is None:
-            for start in range(0, len(values), 1 << 20):
-                yield values[start : start + (1 << 20)]
-        else:
-            for start, end in self.slices:
-                yield values[start:end]
-
-    def _trained(self) -> int:
-        pairs = zip(self.chunks("completion"), self.chunks("message_weight"), strict=True)
-        return sum(int(np.count_nonzero(completion * weight)) for completion, weight in pairs)
-
-
-def sample(path: Path) -> Sample:
-    """Lengths of some rows of a token file, in an order that has nothing to do with the file's."""
-    parts = token_file.mapped(path)
-    offsets, lengths = parts["offsets"], np.diff(parts["offsets"])
-
-    def size(row: int) -> tuple[int, int]:
-        part = slice(int(offsets[row]) + 1, int(offsets[row + 1]))
-        return int(lengths[row]), int(np.count_nonzero(parts["completion"][part] * parts["message_weight"][part]))
-
-    drawn = np.random.default_rng(0).permutation(len(lengths))[:_SAMPLED]
-    return Sample(rows=len(lengths), sizes=[size(int(row)) for row in drawn], longest=size(int(lengths.argmax())))
-
-
-def cut(taught: NDArray[np.uint8], length: int, keep_first: bool) -> list[tuple[int, int]]:
-    """Which slices of a row of more than ``length`` tokens are kept; ``taught`` is 1 where a token is learned.
-
-    The beginning is kept, unless too little of the first answer would then be left: at least half of ``length`` or
-    the whole answer. In that case the prompt gives way from its front, BOS excepted.
-    """
-    learned = np.flatnonzero(taught)
-    first = int(learned[0]) if len(learned) else 0
-    after = np.flatnonzero(taught[first:] == 0)
-    answer = int(after[0]) if len(after) else len(taught) - first
-    end = max(length, first + min(answer, length // 2))
-    head = 1 if keep_first and end > length else 0
-    start = end - length + head
-    return [(0, head), (start, end)] if head else [(start, end)]
-
-
-def _write_safetensors(out: Path, rows: _Rows) -> None:
-    """The format by hand (an 8-byte length, a JSON header, the tensors): the library wants all of it in memory."""
-    count, total = len(rows.lines), rows.offsets[-1]
-    header: dict[str, object] = {}
-    position = 0
-    # Wide types first, so that every tensor is aligned.
-    for name, kind, shape, width in (
-        ("offsets", "I64", count + 1, 8),
-        ("lines", "I64", count, 8),
-        *((part, kind, total, np.dtype(dtype).itemsize) for part, kind, dtype in _PARTS),
-    ):
-        header[name] = {"dtype": kind, "shape": [shape], "data_offsets": [position, position + shape * width]}
-        position += shape * width
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with out.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
-        file.write(rows.offsets.tobytes())
-        file.write(rows.lines.tobytes())
-        for part, _, _ in _PARTS:
-            for values in rows.chunks(part):
-                file.write(values.tobytes())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Batches(ABC):
     """Collects rows as the checker finds them, and takes as many together as are worth tokenising at once."""
 
@@ -518,10 +323,19 @@ class Batches(ABC):
 class Batcher(Batches):
     """Spools the rows as tokens."""
 
-    def __init__(self, encoder: Encoder, spool: Spool, source: int = 0, digest_key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        spool: Spool,
+        source: int = 0,
+        digest_key: bytes | None = None,
+        *,
+        singly: bool = False,
+    ) -> None:
+        """``singly``: of a pair of answers each is a row of its own."""
         super().__init__()
         self._encoder, self._spool = encoder, spool
-        self._source, self._key = source, digest_key
+        self._source, self._key, self._singly = source, digest_key, singly
         self.faulty = 0
         """Rows that the template can't write."""
         self.faults: list[RowFault] = []
@@ -529,11 +343,18 @@ class Batcher(Batches):
 
     def _take(self, rows: list[tuple[int, Row]]) -> None:
         faults: list[RowFault] = []
-        encoded = self._encoder.encode(rows, faults)
-        bad = {fault.line for fault in faults}
-        good = [(line, row) for line, row in rows if line not in bad] if bad else rows
-        for (line, row), tokens in zip(good, encoded, strict=True):
-            self._spool.add(line, tokens, self._source, self._digest(row))
+        for line, row, parts in self._encoder.encode_rows(rows, faults):
+            digest = self._digest(row)
+            match row:
+                case Preference() if self._singly:
+                    for part, wanted in zip(parts, (True, False), strict=True):
+                        self._spool.add(line, [part], self._source, digest, wanted)
+                case Preference():
+                    self._spool.add(line, parts, self._source, digest, label=True)
+                case Labelled():
+                    self._spool.add(line, parts, self._source, digest, row.label)
+                case _:
+                    self._spool.add(line, parts, self._source, digest)
         self.faulty += len(faults)
         self.faults += faults[: LINES_KEPT - len(self.faults)]
 
@@ -552,4 +373,4 @@ def characters(row: Row) -> int:
         case Text():
             return len(row.text)
         case Preference() | Labelled():
-            return 0
+            return sum(characters(part) for part in parts_of(row))

@@ -247,7 +247,8 @@ class Run:
         judged = {"train": self.objective, "valid": self.judge} if self.judge else {"train": self.objective}
         kept = None if self.spec.resume is None else checkpoint.reference(self.folder / self.spec.resume)
         if kept is None:
-            self.events.emit("phase", phase="scoring")
+            self.events.emit("phase", phase="evaluating")
+            self.events.message("info", "Asking the reference, the model as it is before its first step, once a row.")
             self.model.module.eval()
             with torch.no_grad():
                 kept = {name: _scored(one).score(self.model, self.ranks) for name, one in judged.items()}

@@ -95,8 +95,8 @@ class Preference:
             "loss": loss,
             "completion_loss": nll / tokens if tokens else None,
             "accuracy": right / step.weight,
-            "reward_wanted": rewards[0],
-            "reward_unwanted": rewards[1],
+            "reward_chosen": rewards[0],
+            "reward_rejected": rewards[1],
             "reward_margin": None if rewards[0] is None or rewards[1] is None else rewards[0] - rewards[1],
         }
 

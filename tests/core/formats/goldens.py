@@ -18,7 +18,8 @@ from core.formats import families
 from core.formats.templates import Template
 from tests.core.formats import stand_ins
 from tests.core.formats.conversations import CONVERSATIONS
-from worker.prepare.tokenise import Encoder, Tokens
+from worker.prepare.spool import Tokens
+from worker.prepare.tokenise import Encoder
 
 FOLDER = Path(__file__).with_name("golden")
 

@@ -22,8 +22,10 @@ def resolved(
     validation: bool = False,
     length: int = 64,
     fast_bf16: bool = False,
+    method: str = "supervised",
 ) -> resolve.Resolution:
     return resolve.resolve(
+        method,
         JobOptions.model_validate(ext or {}),
         Hyperparameters.model_validate(hyperparameters or {}),
         resolve.Sizes(examples, 64, prompt, completion, validation),
@@ -62,6 +64,7 @@ def test_duration_by_the_number_of_examples(facts: Facts, examples: int, batch: 
         "n_epochs": epochs,
         "batch_size": batch,
         "learning_rate_multiplier": 1.0,
+        "beta": None,
     }
 
 
@@ -268,6 +271,31 @@ def test_every_adapters_options_reach_the_trainer(facts: Facts, ext: dict[str, A
     spec = resolve.train_spec(found, job_id="ftjob-1", base=BaseSpec(name="b", path=Path("b"), sha256="0"))
     assert spec.model_dump(include=set(told)) == told
     assert spec.lora.target_modules == ext.get("lora", {}).get("target_modules", "all-linear")
+
+
+@pytest.mark.parametrize(
+    ("loss", "asked", "beta", "gamma"),
+    [
+        ("sigmoid", {}, 0.1, 0),
+        ("simpo", {}, 2, 0.5),
+        ("kto", {"beta": 0.3}, 0.3, 0),
+        ("ipo", {"beta": "auto"}, 0.1, 0),
+    ],
+)
+def test_preferences(facts: Facts, loss: str, asked: dict[str, Any], beta: float, gamma: float) -> None:
+    found = resolved(facts, ext={"preference": {"loss": loss}}, hyperparameters=asked, method="dpo").resolved
+    assert found.preference is not None
+    assert (found.preference.loss, found.preference.beta, found.preference.gamma) == (loss, beta, gamma)
+    assert found.hyperparameters.beta == beta
+    # One pass, and a tenth of the rate that examples are learned with.
+    assert found.epochs == 1
+    examples = resolved(facts, ext={"max_steps": found.total_steps}).resolved
+    assert found.optim.learning_rate == pytest.approx(examples.optim.learning_rate / 10, rel=0.06)
+    spec = resolve.train_spec(found, job_id="ftjob-1", base=BaseSpec(name="b", path=Path("b"), sha256="0"))
+    assert spec.method == "dpo"
+    assert spec.preference is not None
+    assert spec.preference.model_dump() == found.preference.model_dump()
+    assert resolve.train_spec(examples, job_id="j", base=spec.base).preference is None
 
 
 @pytest.mark.parametrize(

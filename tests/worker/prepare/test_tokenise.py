@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 from core.formats import families
 from core.formats.conversation import Message
 from core.formats.report import Code
-from core.formats.rows import Chat, Completion, Preference, Row, Text
-from worker.prepare.folder import Facts
-from worker.prepare.tokenise import Encoder, RowFault, Spool, Tokens, _Spans, cut
+from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text
+from worker.prepare.folder import Counts, Facts
+from worker.prepare.spool import Spool, Tokens, cut
+from worker.prepare.tokenise import Batcher, Encoder, RowFault, _Spans
 
 GEMMA = families.text("gemma3")
 PLAIN = families.text("plain")
@@ -145,9 +146,74 @@ def test_a_token_belongs_to_the_span_it_begins_in(tokenizer: Any, text: str, dat
             assert spans.straddled(start) == any(first < start < last for first, last in encoding.offsets)
 
 
-def test_preference_rows_are_not_for_this(base: Path, facts: Facts) -> None:
-    with pytest.raises(RowFault):
-        encode(base, facts, Preference(TALK[:2], None, TALK[2:3], TALK[2:3]))
+YES, NO = [message("assistant", "yes")], [message("assistant", "no")]
+LONG = [message("assistant", "a much longer answer, which nobody wanted to have")]
+
+
+def test_of_two_answers_only_the_answers_are_learned(base: Path, facts: Facts) -> None:
+    """An earlier answer in the prompt is part of the prompt."""
+    row = Preference(TALK[:4], None, YES, LONG)
+    encoder = Encoder(base, facts, GEMMA)
+    ((_, _, (wanted, unwanted)),) = encoder.encode_rows([(1, row)], [])
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    learned = [tokenizer.decode(list(part.ids[part.completion == 1])) for part in (wanted, unwanted)]
+    assert learned[0].startswith("yes")
+    assert learned[1].startswith("a much longer answer")
+    prompts = [list(part.ids[part.completion == 0]) for part in (wanted, unwanted)]
+    assert prompts[0][:20] == prompts[1][:20]
+
+
+def spooled(tmp_path: Path, base: Path, facts: Facts, rows: list[Row], **write: Any) -> tuple[Counts, dict[str, Any]]:
+    singly = write.pop("singly", False)
+    with Spool(tmp_path, "train") as spool:
+        batcher = Batcher(Encoder(base, facts, GEMMA), spool, singly=singly)
+        for line, row in enumerate(rows, 1):
+            batcher.add(line, row)
+        batcher.flush()
+        fields = {"max_length": 512, "over_length": "drop", "keep_first": True} | write
+        counts = spool.write(tmp_path / "out.safetensors", **fields)
+    return counts, load_file(tmp_path / "out.safetensors")
+
+
+def test_pairs_lie_side_by_side_and_are_left_out_together(tmp_path: Path, base: Path, facts: Facts) -> None:
+    rows: list[Row] = [
+        Preference(TALK[:2], None, YES, NO),
+        Preference(TALK[:2], None, YES, LONG),
+        Preference(TALK[:2], None, NO, YES),
+    ]
+    counts, file = spooled(tmp_path, base, facts, rows)
+    assert counts.examples == 3
+    assert file["lines"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert file["label"].tolist() == [1, 0] * 3
+    lengths = np.diff(file["offsets"])
+    counts, file = spooled(tmp_path, base, facts, rows, max_length=int(lengths[3]) - 1)
+    assert (counts.examples, counts.dropped.lines) == (2, [2])
+    assert file["lines"].tolist() == [1, 1, 3, 3]
+
+
+def test_two_answers_that_are_cut_keep_the_same_of_their_prompt(tmp_path: Path, base: Path, facts: Facts) -> None:
+    row = Preference(TALK[:4], None, YES, LONG)
+    _, whole = spooled(tmp_path, base, facts, [row])
+    lengths = np.diff(whole["offsets"])
+    limit = int(lengths[1]) - 10
+    counts, file = spooled(tmp_path, base, facts, [row], max_length=limit, over_length="truncate")
+    assert counts.truncated.lines == [1]
+    parts = [slice(*file["offsets"][n : n + 2]) for n in range(2)]
+    assert max(part.stop - part.start for part in parts) <= limit
+    prompts = [file["input_ids"][part][: int(np.argmax(file["completion"][part]))] for part in parts]
+    assert prompts[0].tolist() == prompts[1].tolist()
+    assert all(file["completion"][part].any() for part in parts)
+
+
+def test_for_kto_each_answer_is_a_row_with_its_label(tmp_path: Path, base: Path, facts: Facts) -> None:
+    rows: list[Row] = [
+        Preference(TALK[:2], None, YES, LONG),
+        Labelled("two and two", " is four", True),
+        Labelled(TALK[:2], LONG, False),
+    ]
+    counts, file = spooled(tmp_path, base, facts, rows, singly=True)
+    assert counts.examples == 4
+    assert (file["lines"].tolist(), file["label"].tolist()) == ([1, 1, 2, 3], [1, 0, 1, 0])
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +253,7 @@ def spool(folder: Path, rows: list[tuple[int, list[int]]], **options: Any) -> tu
     with Spool(folder, "train") as held:
         for line, (length, completion) in enumerate(rows, 1):
             ids = np.arange(100, 100 + length, dtype=np.int32)
-            held.add(line, Tokens(ids, np.ones(length, np.float32), np.array(completion, np.uint8)))
+            held.add(line, [Tokens(ids, np.ones(length, np.float32), np.array(completion, np.uint8))])
         counts = held.write(folder / "train.safetensors", keep_first=True, **options)
     assert not list(folder.glob("*.spool"))
     return held, counts, load_file(folder / "train.safetensors")

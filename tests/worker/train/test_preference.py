@@ -158,7 +158,7 @@ def test_it_learns_to_tell_wanted_from_unwanted(name: str, base: Path, train: Tr
     steps = ran.events("step")
     assert steps[0]["train_accuracy"] < steps[-1]["train_accuracy"] or steps[0]["train_accuracy"] == 1
     assert steps[-1]["train_loss"] < steps[0]["train_loss"]
-    assert steps[-1]["reward_margin"] == pytest.approx(steps[-1]["reward_wanted"] - steps[-1]["reward_unwanted"])
+    assert steps[-1]["reward_margin"] == pytest.approx(steps[-1]["reward_chosen"] - steps[-1]["reward_rejected"])
     # The policy is the reference before its first step.
     if name in ("sigmoid", "ipo", "hinge"):
         assert steps[0]["reward_margin"] == pytest.approx(0, abs=1e-4)
@@ -174,4 +174,4 @@ def test_validation_pairs_are_judged_against_their_own_reference(base: Path, tra
     assert [event["step"] for event in evaluations] == [2, 4]
     assert evaluations[-1]["valid_loss"] != pytest.approx(math.log(2), abs=1e-6)
     assert {"valid_loss", "valid_accuracy", "valid_reward_margin"} <= evaluations[-1].keys()
-    assert [event["phase"] for event in ran.events("phase")][:2] == ["scoring", "training"]
+    assert [event["phase"] for event in ran.events("phase")][:2] == ["evaluating", "training"]
