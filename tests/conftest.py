@@ -190,6 +190,19 @@ def registered(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return out, register.convert(f"path:{tiny}", out)
 
 
+def preference_rows(count: int) -> bytes:
+    """JSONL of ``count`` questions with an answer that is preferred and one that isn't."""
+    rows = (
+        {
+            "input": {"messages": [{"role": "user", "content": f"What is {n} plus one?"}]},
+            "preferred_output": [{"role": "assistant", "content": f"It is {n + 1}."}],
+            "non_preferred_output": [{"role": "assistant", "content": "I would rather not say what that is."}],
+        }
+        for n in range(count)
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 def chat_rows(count: int, **extra: Any) -> bytes:
     """JSONL of ``count`` small conversations."""
     rows = (

@@ -7,8 +7,8 @@ import pytest
 from core.db.session import transaction
 from core.db.tables import BaseModel
 from core.wiring import Parts
-from tests.api.test_jobs import create
-from tests.conftest import Account
+from tests.api.test_jobs import create, upload
+from tests.conftest import Account, preference_rows
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +48,10 @@ def test_what_is_offered_is_taken_and_what_is_not_is_refused(account: Account) -
         layers = {"layers": [0]} if adapter == "layers" else {}
         answer = create(account, ext={"adapter": adapter} | layers)
         assert (answer.status_code == 200) == (adapter in offer["methods"]["supervised"]["adapters"]), answer.text
+    pairs = upload(account, preference_rows(12))
     for method in ("supervised", "dpo", "reinforcement"):
-        answer = create(account, method={"type": method})
+        file = {"training_file": pairs} if method == "dpo" else {}
+        answer = create(account, method={"type": method}, **file)
         assert (answer.status_code == 200) == (method in offer["methods"]), answer.text
 
 

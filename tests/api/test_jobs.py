@@ -78,7 +78,18 @@ def test_an_alias_is_answered_as_it_was_asked_and_the_events_say_what_it_means(a
         ({"seed": "7"}, "seed", ("'7'",)),
         ({"metadata": {"a": 1}}, "metadata.a", ()),
         ({"metadata": {"a" * 65: "b"}}, "metadata." + "a" * 64, ("64",)),
-        ({"method": {"type": "dpo"}}, "method.type", ("dpo",)),
+        ({"method": {"type": "dpo"}}, "training_file", ("chat rows", "dpo with the loss sigmoid", "preference rows")),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}},
+            "method.dpo.hyperparameters.beta",
+            ("0",),
+        ),
+        (
+            {"method": {"type": "supervised", "supervised": {"hyperparameters": {"beta": 1}}}},
+            "method.supervised.hyperparameters.beta",
+            ("for the method dpo",),
+        ),
+        ({"ext": {"preference": {"loss": "kto"}}}, "ext.preference.loss", ("for method dpo",)),
         ({"method": {"type": "reinforcement"}}, "method.type", ("reinforcement",)),
         ({"method": {"type": "magic"}}, "method.type", ("magic",)),
         (

@@ -215,7 +215,7 @@ def test_a_format_that_the_method_does_not_take_is_told(account: Account, ask: A
 
 def test_the_verdict_agrees_with_the_job(account: Account, ask: Ask) -> None:
     """What is refused at creation is refused here, in the same words."""
-    for more in ({"ext": {"lora": {"rnak": 8}}}, {"method": {"type": "dpo"}}, {"ext": {"lora": {"rank": 0}}}):
+    for more in ({"ext": {"lora": {"rnak": 8}}}, {"method": {"type": "reinforcement"}}, {"ext": {"lora": {"rank": 0}}}):
         file_id = upload(account)
         asked = account.http.post(f"/v1/files/{file_id}/validate", json={"model": MODEL, **more})
         made = create(account, training_file=file_id, **more)

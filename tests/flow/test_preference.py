@@ -8,21 +8,10 @@ from typing import Any
 import openai
 import pytest
 
+from tests.conftest import preference_rows
 from tests.flow.conftest import Live
 
 pytestmark = pytest.mark.flow
-
-
-def pairs(count: int) -> bytes:
-    rows = [
-        {
-            "input": {"messages": [{"role": "user", "content": f"What is {n} plus one?"}]},
-            "preferred_output": [{"role": "assistant", "content": f"It is {n + 1}."}],
-            "non_preferred_output": [{"role": "assistant", "content": "I would rather not say what that is."}],
-        }
-        for n in range(count)
-    ]
-    return "\n".join(map(json.dumps, rows)).encode()
 
 
 def judged(count: int) -> bytes:
@@ -38,8 +27,8 @@ def send(live: Live, name: str, rows: bytes) -> str:
 def done(live: Live) -> Any:
     job = live.client.fine_tuning.jobs.create(
         model="attune-tiny",
-        training_file=send(live, "pairs.jsonl", pairs(24)),
-        validation_file=send(live, "more.jsonl", pairs(6)),
+        training_file=send(live, "pairs.jsonl", preference_rows(24)),
+        validation_file=send(live, "more.jsonl", preference_rows(6)),
         method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2, "batch_size": 8}}},
         extra_body={"ext": {"optim": {"learning_rate": 1e-3}}},
     )
@@ -72,7 +61,7 @@ def test_rewards_are_measured_and_part_the_answers(live: Live, done: Any) -> Non
 
 @pytest.mark.parametrize(("loss", "kind"), [("kto", "judged"), ("kto", "pairs"), ("orpo", "pairs"), ("simpo", "pairs")])
 def test_other_losses_are_trained(loss: str, kind: str, live: Live) -> None:
-    rows = judged(24) if kind == "judged" else pairs(12)
+    rows = judged(24) if kind == "judged" else preference_rows(12)
     job = live.client.fine_tuning.jobs.create(
         model="attune-tiny",
         training_file=send(live, f"{kind}.jsonl", rows),
@@ -88,7 +77,7 @@ def test_other_losses_are_trained(loss: str, kind: str, live: Live) -> None:
     ("method", "rows", "said"),
     [
         ({"type": "dpo"}, judged(12), "preference rows"),
-        ({"type": "supervised"}, pairs(12), "chat, completion, text rows"),
+        ({"type": "supervised"}, preference_rows(12), "chat, completion, text rows"),
     ],
 )
 def test_rows_that_do_not_fit_the_method_are_refused(method: Any, rows: bytes, said: str, live: Live) -> None:
