@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from core.options import Resolved
+from core.resolved import Resolved
 
 TINY, SMALL, LARGE = 50, 1_000, 1_000_000
 ALL_WEIGHTS = 5_000

@@ -103,7 +103,7 @@ class Machine(_Record):
 
 
 class Plan(_Record):
-    """The choices of a job that decide what it costs; the names of ``core.options.Resolved``."""
+    """The choices of a job that decide what it costs; the names of ``core.resolved.Resolved``."""
 
     adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = "lora"
     rank: int = 0

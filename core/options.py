@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core.formats.report import Form, Format
+from core.formats.report import Form
 
 Auto = Literal["auto"]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
@@ -36,12 +36,12 @@ class OptionsError(ValueError):
         self.faults = faults
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
     # Strict: "16" is not 16 and true is not 1; a wrong type in a request is a mistake, never a conversion.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Lora(_Table):
+class Lora(Table):
     rank: int = Field(16, ge=1, le=512, description="an integer from 1 to 512")
     alpha: Positive | None = Field(None, description="a number above 0")
     """Empty: twice the rank."""
@@ -54,11 +54,11 @@ class Lora(_Table):
     plus_ratio: Annotated[float, Field(ge=1)] | None = Field(None, description="a number of at least 1")
 
 
-class Prompt(_Table):
+class Prompt(Table):
     virtual_tokens: int = Field(20, ge=1, le=512, description="an integer from 1 to 512")
 
 
-class Preference(_Table):
+class Preference(Table):
     loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"] = Field(
         "sigmoid", description="one of sigmoid, ipo, hinge, simpo, orpo, kto"
     )
@@ -67,7 +67,7 @@ class Preference(_Table):
     sft_weight: float = Field(0.0, ge=0, description="a number of at least 0")
 
 
-class Optim(_Table):
+class Optim(Table):
     learning_rate: Literal["auto", "find"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "auto", description='a number above 0 and up to 1, "auto" or "find"'
     )
@@ -90,12 +90,12 @@ class Optim(_Table):
     max_grad_norm: float = Field(1.0, gt=0, description="a number above 0")
 
 
-class Mix(_Table):
+class Mix(Table):
     file_id: str = Field(description="a file's id")
     weight: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="a number above 0 and up to 100")
 
 
-class Data(_Table):
+class Data(Table):
     mix: Annotated[list[Mix], Field(min_length=1, max_length=16)] | None = Field(
         None, description="a list of {file_id, weight}, up to 16"
     )
@@ -106,39 +106,39 @@ class Data(_Table):
     max_invalid_fraction: Fraction = Field(0.0, description="a number from 0 to 1")
 
 
-class Eval(_Table):
+class Eval(Table):
     every: Literal["epoch", "auto"] | Count = Field("auto", description='a number of steps, "epoch" or "auto"')
     generate: Annotated[list[Json | list[Json] | str], Field(max_length=20)] | None = Field(
         None, description="up to 20 prompts"
     )
 
 
-class EarlyStopping(_Table):
+class EarlyStopping(Table):
     patience: int = Field(2, ge=1, description="an integer of at least 1")
     min_delta: float = Field(0.0, ge=0, description="a number of at least 0")
     warmup_evals: int = Field(1, ge=0, description="an integer of at least 0")
 
 
-class Checkpoints(_Table):
+class Checkpoints(Table):
     every: Literal["epoch"] | Count | Json | None = Field(None, description='steps, minutes or "epoch"')
     keep: Literal["all", "best"] | Json | None = Field(None, description='"all", "best" or the last n')
 
 
-class Limits(_Table):
+class Limits(Table):
     max_seconds: Positive | None = Field(None, description="a number above 0")
     max_cost: Positive | None = Field(None, description="a number above 0")
     on_limit: Literal["save", "fail"] = Field("save", description="save or fail")
 
 
-class Resources(_Table):
+class Resources(Table):
     devices: int = Field(1, ge=1, description="an integer of at least 1")
     priority: Literal["low", "normal", "high"] = Field("normal", description="one of low, normal, high")
 
 
-T = TypeVar("T", bound=_Table)
+T = TypeVar("T", bound=Table)
 
 
-class JobOptions(_Table):
+class JobOptions(Table):
     """``ext`` of POST /v1/fine_tuning/jobs. ``None`` means "as if it had not been given"."""
 
     adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = Field(
@@ -211,7 +211,7 @@ class JobOptions(_Table):
         return self
 
 
-class Hyperparameters(_Table):
+class Hyperparameters(Table):
     """``method.supervised.hyperparameters`` as OpenAI's wire has them, and those of ``method.dpo``, which has one
     more."""
 
@@ -474,105 +474,3 @@ def _sentence(name: str, value: object, allowed: list[object]) -> str:
     shown = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
     tail = f"; it takes {' or '.join(_show(good) for good in allowed)} for now" if allowed else ""
     return f"ext.{name}: {_show(shown)} is not available in this release{tail}"
-
-
-class ResolvedLora(_Table):
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: Literal["all-linear"] | list[str]
-    rslora: bool
-    dora: bool
-    plus_ratio: float = 1.0
-
-
-class ResolvedPrompt(_Table):
-    virtual_tokens: int
-
-
-class ResolvedPreference(_Table):
-    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
-    beta: float
-    label_smoothing: float
-    gamma: float
-    sft_weight: float
-
-
-class ResolvedOptim(_Table):
-    learning_rate: float
-    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"]
-    warmup_steps: int
-    min_lr_ratio: float
-    optimizer: Literal["adamw", "adafactor", "adamw_8bit", "sgd"]
-    betas: list[float]
-    eps: float
-    weight_decay: float
-    max_grad_norm: float
-
-
-class ResolvedMix(_Table):
-    file_id: str
-    weight: float
-
-
-class ResolvedData(_Table):
-    over_length: Literal["error", "truncate", "drop"]
-    mix: list[ResolvedMix] | None = None
-    validation_fraction: float | None = None
-    max_invalid_fraction: float = 0.0
-
-
-class ResolvedEval(_Table):
-    every: int | Literal["epoch"] | None
-    """Steps; None: there is no validation file."""
-
-
-class ResolvedResources(_Table):
-    devices: int
-    priority: Literal["low", "normal", "high"]
-
-
-class ResolvedHyperparameters(_Table):
-    """For OpenAI's ``hyperparameters``: an epoch count must be whole there, so a fraction is rounded up."""
-
-    n_epochs: int
-    batch_size: int
-    learning_rate_multiplier: float
-    beta: float | None = None
-    """Of the method dpo"""
-
-
-class Resolved(_Table):
-    """Every option with the value used: ``ext.resolved`` of a job, and all a trainer needs to know."""
-
-    preference: ResolvedPreference | None = None
-    """Of the method dpo"""
-    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"]
-    lora: ResolvedLora | None
-    """None where the adapter has no rank."""
-    target_modules: Literal["all-linear"] | list[str] | None = None
-    """Of IA3"""
-    layers: list[int] | None = None
-    """Layer numbers; below 0 they count from the last. None: all."""
-    prompt: ResolvedPrompt | None = None
-    prompt_loss_weight: float
-    train_on: Literal["assistant", "last_assistant", "all"]
-    optim: ResolvedOptim
-    epochs: float
-    total_steps: int
-    batch_size: int
-    micro_batch_size: int
-    gradient_accumulation_steps: int
-    max_length: int
-    packing: bool
-    precision: Literal["fp32", "bf16"]
-    gradient_checkpointing: bool
-    head_gradient: Literal["exact"]
-    chat_template: str
-    """``base`` or ``given``; the text itself ships with the artifact."""
-    format: Format
-    data: ResolvedData
-    eval: ResolvedEval
-    resources: ResolvedResources
-    seed: int
-    hyperparameters: ResolvedHyperparameters

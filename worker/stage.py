@@ -10,7 +10,8 @@ import structlog
 from core.config import Settings
 from core.db.tables import BaseModel, Checkpoint, Job
 from core.errors import JobError, NotFound
-from core.options import Hyperparameters, JobOptions, Resolved
+from core.options import Hyperparameters, JobOptions
+from core.resolved import Resolved
 from core.services.data import Named
 from core.storage.store import Store
 from worker.cache import ModelCache, file_sha256

@@ -11,7 +11,8 @@ from core.config import Settings
 from core.cost import Cost, Machine, Plan, Sample, Shape
 from core.db.tables import BaseModel, Worker
 from core.db.tenancy import Tenant
-from core.options import JobOptions, Resolved, ResolvedPreference
+from core.options import JobOptions
+from core.resolved import Resolved, ResolvedPreference
 from core.schemas import estimates as wire
 from core.schemas.catalog import Price
 from core.schemas.estimates import Choice, Estimate, Refusal

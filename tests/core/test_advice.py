@@ -3,7 +3,7 @@
 import pytest
 
 from core.advice import advise
-from core.options import Resolved
+from core.resolved import Resolved
 from tests.worker.test_runner import RESOLVED
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import aside
 from tests.core.formats.hostile import changes, files, good, lines
 from tests.fuzz.data import FORMATS, examine
 
@@ -34,9 +35,9 @@ def main() -> int:
         return 0
     executions, seed = int(os.environ.get("FUZZ_EXECUTIONS", "1000000")), int(os.environ.get("FUZZ_SEED", "1"))
     cache = ROOT / ".cache" / "fuzz"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_atheris(cache)), str(ROOT)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(aside.installed("atheris", ATHERIS)), str(ROOT)])}
     found = cache / "reached"
-    found.mkdir(exist_ok=True)
+    found.mkdir(parents=True, exist_ok=True)
     print(f"FUZZ_SEED={seed} FUZZ_EXECUTIONS={executions}", flush=True)
     done, began = 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -82,18 +83,6 @@ def _words() -> list[str]:
     text = b"".join(seeds()).decode(errors="replace")
     words = sorted(set(re.findall(r'"([A-Za-z_]{2,30})"', text)))
     return [*words, *(f'\\"{word}\\":' for word in words), "\\\\u0000", "\\\\ud800"]
-
-
-def _atheris(cache: Path) -> Path:
-    """The folder it is installed into, once."""
-    folder = cache / ATHERIS
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as made:
-            install = ["install", "-qq", "--no-deps", "--disable-pip-version-check", "--target", f"{made}/it", ATHERIS]
-            subprocess.run([sys.executable, "-m", "pip", *install], check=True)
-            Path(made, "it").rename(folder)
-    return folder
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core.cost import Sample, Shape
 from core.formats.report import Format, Report
-from core.options import Hyperparameters, JobOptions, Resolved
+from core.options import Hyperparameters, JobOptions
+from core.resolved import Resolved
 from worker.folder import FileEntry
 
 ANSWER = "answer"

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core.formats.report import Format
-from core.options import (
-    LOW_RANK,
-    OWN_WEIGHTS,
-    Hyperparameters,
-    JobOptions,
+from core.options import LOW_RANK, OWN_WEIGHTS, Hyperparameters, JobOptions
+from core.resolved import (
     Resolved,
     ResolvedData,
     ResolvedEval,

@@ -244,6 +244,12 @@ class Run:
 
     def _refer(self) -> None:
         """What the reference says of every row: the policy before its first step, asked once and kept."""
+
+        def look() -> None:
+            if self.ranks.size == 1 and self.draining():
+                # Before the first step there is nothing to save.
+                raise Drained
+
         judged = {"train": self.objective, "valid": self.judge} if self.judge else {"train": self.objective}
         kept = None if self.spec.resume is None else checkpoint.reference(self.folder / self.spec.resume)
         if kept is None:
@@ -251,7 +257,7 @@ class Run:
             self.events.message("info", "Asking the reference, the model as it is before its first step, once a row.")
             self.model.module.eval()
             with torch.no_grad():
-                kept = {name: _scored(one).score(self.model, self.ranks) for name, one in judged.items()}
+                kept = {name: _scored(one).score(self.model, self.ranks, look) for name, one in judged.items()}
         for name, one in judged.items():
             _scored(one).reference = kept[name].to(self.model.device)
 

@@ -15,7 +15,7 @@ is the mean over the examples of a whole step. TRL's trainers are the peers that
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -100,11 +100,13 @@ class Preference:
             "reward_margin": None if rewards[0] is None or rewards[1] is None else rewards[0] - rewards[1],
         }
 
-    def score(self, model: Model, ranks: Ranks) -> Tensor:
-        """Σ log p of each row's answer, and for KTO of each mismatched one, float64 [1 or 2, rows]."""
+    def score(self, model: Model, ranks: Ranks, look: Callable[[], None] = lambda: None) -> Tensor:
+        """Σ log p of each row's answer, and for KTO of each mismatched one, float64 [1 or 2, rows]. ``look`` is called
+        before each micro-batch; it may raise."""
         scores = torch.zeros(1 if self._paired else 2, len(self._rows), dtype=torch.float64, device=model.device)
         everything = ranks.share(sorted(range(len(self._rows)), key=lambda row: int(self._rows.lengths[row])))
         for start in range(0, len(everything), self._size):
+            look()
             rows = everything[start : start + self._size]
             own = [self._answers.row(row) for row in rows]
             for kind, weighted in enumerate((own, None if self._paired else [self._mismatched(row) for row in rows])):

@@ -15,6 +15,9 @@ from tests.worker.train.conftest import Ran, again, open_job
 from worker.folder import PreferenceSpec
 from worker.train import preference
 from worker.train.batches import Rows
+from worker.train.events import Events
+from worker.train.faults import Drained
+from worker.train.loop import Run
 from worker.train.model import Model
 from worker.train.preference import Preference
 from worker.train.ranks import Ranks
@@ -149,6 +152,16 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     weights = "model.safetensors" if adapter == "full" else "adapter_model.safetensors"
     found, expected = (load_file(ran.folder / "artifact" / weights) for ran in (half, whole))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_job_that_is_asked_back_while_the_reference_is_asked_goes_back_at_once(base: Path, tmp_path: Path) -> None:
+    folder = job(tmp_path / "job", base, "sigmoid")
+    spec, model, _ = open_job(folder)
+    rows = Rows.read(folder / "train.safetensors")
+    run = Run(spec, folder, model, rows, None, Events(folder / "events.jsonl"), draining=lambda: True)
+    with pytest.raises(Drained):
+        run.train()
+    assert not (folder / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,0 +1,108 @@
+"""Every option of a job with the value used: what its ``ext.resolved`` says, and all that a trainer needs to know."""
+
+from typing import Literal
+
+from core.formats.report import Format
+from core.options import Table
+
+
+class ResolvedLora(Table):
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: Literal["all-linear"] | list[str]
+    rslora: bool
+    dora: bool
+    plus_ratio: float = 1.0
+
+
+class ResolvedPrompt(Table):
+    virtual_tokens: int
+
+
+class ResolvedPreference(Table):
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
+    beta: float
+    label_smoothing: float
+    gamma: float
+    sft_weight: float
+
+
+class ResolvedOptim(Table):
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"]
+    warmup_steps: int
+    min_lr_ratio: float
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit", "sgd"]
+    betas: list[float]
+    eps: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+class ResolvedMix(Table):
+    file_id: str
+    weight: float
+
+
+class ResolvedData(Table):
+    over_length: Literal["error", "truncate", "drop"]
+    mix: list[ResolvedMix] | None = None
+    validation_fraction: float | None = None
+    max_invalid_fraction: float = 0.0
+
+
+class ResolvedEval(Table):
+    every: int | Literal["epoch"] | None
+    """Steps; None: there is no validation file."""
+
+
+class ResolvedResources(Table):
+    devices: int
+    priority: Literal["low", "normal", "high"]
+
+
+class ResolvedHyperparameters(Table):
+    """For OpenAI's ``hyperparameters``: an epoch count must be whole there, so a fraction is rounded up."""
+
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+    beta: float | None = None
+    """Of the method dpo"""
+
+
+class Resolved(Table):
+    """Every option with the value used: ``ext.resolved`` of a job, and all a trainer needs to know."""
+
+    preference: ResolvedPreference | None = None
+    """Of the method dpo"""
+    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"]
+    lora: ResolvedLora | None
+    """None where the adapter has no rank."""
+    target_modules: Literal["all-linear"] | list[str] | None = None
+    """Of IA3"""
+    layers: list[int] | None = None
+    """Layer numbers; below 0 they count from the last. None: all."""
+    prompt: ResolvedPrompt | None = None
+    prompt_loss_weight: float
+    train_on: Literal["assistant", "last_assistant", "all"]
+    optim: ResolvedOptim
+    epochs: float
+    total_steps: int
+    batch_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    max_length: int
+    packing: bool
+    precision: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+    head_gradient: Literal["exact"]
+    chat_template: str
+    """``base`` or ``given``; the text itself ships with the artifact."""
+    format: Format
+    data: ResolvedData
+    eval: ResolvedEval
+    resources: ResolvedResources
+    seed: int
+    hyperparameters: ResolvedHyperparameters
