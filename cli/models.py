@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -126,16 +126,22 @@ def download(
     with output.bytes_progress(not json) as bar:
         total = bar.add_task("all files", total=sum(file.bytes for file in files))
         for file in files:
-            # A server's file name never leads out of the folder.
-            target = folder / Path(file.filename).name
+            path = _inside(file.filename)
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
             digest = _download(client, file.id, target, lambda count: bar.advance(total, count))
-            written.append({"path": target.name, "bytes": target.stat().st_size, "sha256": digest})
+            written.append({"path": path.as_posix(), "bytes": target.stat().st_size, "sha256": digest})
     checked = _check(folder, written)
     if json:
         output.as_json({"folder": str(folder), "files": written, "checked": checked})
         return
     output.table(["FILE", "SIZE", "SHA-256"], [(f["path"], output.size(f["bytes"]), f["sha256"]) for f in written])
     output.line(f"{len(written)} files in {folder}, {checked} of them checked against manifest.json")
+
+
+def _inside(filename: str) -> PurePosixPath:
+    """A server's file name never leads out of the folder."""
+    return PurePosixPath(*(part for part in PurePosixPath(filename).parts if part not in ("/", "..")))
 
 
 def _result_files(client: "OpenAI", model: str) -> list[str]:
@@ -176,7 +182,7 @@ def _check(folder: Path, written: list[dict[str, Any]]) -> int:
     manifest = json.loads((folder / "manifest.json").read_text())
     have = {file["path"]: file for file in written}
     for entry in manifest["files"]:
-        file = have.get(Path(entry["path"]).name)
+        file = have.get(_inside(entry["path"]).as_posix())
         if file is None:
             raise Refused(f"{entry['path']} is in the manifest and was not among the files")
         if file["sha256"] != entry["sha256"]:

@@ -21,13 +21,12 @@ class Adapter(NamedTuple):
 
 
 ADAPTERS = {
-    "lora": Adapter("adapter", mergeable=True, vllm=True),
-    "qlora": Adapter("adapter", mergeable=True, vllm=True),
-    "full": Adapter("model", mergeable=False, vllm=True),
-    "layers": Adapter("model", mergeable=False, vllm=True),
-    "ia3": Adapter("adapter", mergeable=True, vllm=False),
-    "prompt": Adapter("adapter", mergeable=False, vllm=False),
-    "prefix": Adapter("adapter", mergeable=False, vllm=False),
+    name: Adapter(
+        "model" if name in options.OWN_WEIGHTS else "adapter",
+        mergeable=name in options.MERGEABLE,
+        vllm=name in (*options.LOW_RANK, *options.OWN_WEIGHTS),
+    )
+    for name in options.allowed("adapter")
 }
 """What a job's ``ext.adapter`` may be. (LoRA with ``dora`` is mergeable, but vLLM can't load it.)"""
 

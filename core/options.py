@@ -361,6 +361,7 @@ def suggest(path: str, known: Iterable[str]) -> str | None:
 
 
 LOW_RANK = ("lora", "qlora")
+MERGEABLE = (*LOW_RANK, "ia3")
 OWN_WEIGHTS = ("full", "layers")
 """Adapters that are none: the model's own weights are trained, and a whole model comes out."""
 
@@ -408,7 +409,6 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "checkpoints.keep": (None,),
     "init_from": (None,),
     "resume_optimizer": (False,),
-    "outputs": ("adapter", ["adapter"]),
     "limits.max_seconds": (None,),
     "limits.max_cost": (None,),
     "limits.on_limit": ("save",),
@@ -453,6 +453,11 @@ def _misplaced(options: JobOptions, method: str) -> list[Fault]:
             if chosen not in takers and _was_given(options, name) and not known:
                 message = f"ext.{name} is for {what} {' or '.join(takers)}, and this job has {what} {chosen}"
                 faults.append(Fault(f"ext.{name}", message))
+    if "merged" in options.outputs and options.adapter not in MERGEABLE:
+        path = "ext.outputs"
+        faults.append(
+            Fault(path, f"{path}: with adapter {options.adapter} there is nothing to merge into the base model")
+        )
     if options.adapter == "layers" and options.layers is None:
         faults.append(Fault("ext.layers", "ext.layers is missing: adapter layers trains the layers that it names"))
     if options.adapter == "prefix" and options.gradient_checkpointing is True:

@@ -12,7 +12,7 @@ object store or credential, so anybody can run a folder again by hand, and other
     DIR/events.jsonl           one event a line, appended and flushed
     DIR/checkpoints/step-N/    adapter files, state.safetensors, state.json, manifest.json (written last)
     DIR/artifact/              adapter_model.safetensors, adapter_config.json, tokenizer files,
-                               chat_template.jinja, training.json, manifest.json (written last)
+                               chat_template.jinja, training.json, parity.json, merged/, manifest.json (written last)
 
 A token file holds, for n rows and T tokens in all: ``input_ids`` int32 [T], ``message_weight`` float32 [T]
 (the message's own weight, 1 where the data say nothing), ``completion`` uint8 [T] (1 where the assistant speaks,
@@ -105,6 +105,8 @@ class TrainSpec(_Strict):
     optim: OptimSpec
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
+    outputs: list[Literal["adapter", "merged"]] = ["adapter"]
+    """``merged``: besides the adapter, a whole model with the adapter in its weights."""
     eval_every: int | None = None
     """Steps between passes over the validation rows; None: at each epoch's end."""
     recovery_seconds: float = 300

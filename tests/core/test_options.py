@@ -107,7 +107,7 @@ GOOD = [
     ("chat_template", ["{{ messages }}"]),
     ("data.over_length", ["error", "truncate"]),
     ("eval.every", [1, "epoch"]),
-    ("outputs", [["adapter"]]),
+    ("outputs", [["adapter"], "merged", ["adapter", "merged"]]),
     ("resources.priority", ["low", "high"]),
 ]
 
@@ -260,8 +260,6 @@ UNSUPPORTED = [
     ("checkpoints.keep", "all"),
     ("init_from", "ft:x"),
     ("resume_optimizer", True),
-    ("outputs", "merged"),
-    ("outputs", ["adapter", "merged"]),
     ("limits.max_seconds", 60),
     ("limits.max_cost", 1),
     ("limits.on_limit", "fail"),
@@ -288,6 +286,8 @@ MISPLACED = [
     ({"prompt": {"virtual_tokens": 8}}, "ext.prompt.virtual_tokens", "for adapter prompt or prefix"),
     ({"adapter": "full", "layers": [1]}, "ext.layers", "for adapter lora or qlora or layers"),
     ({"adapter": "layers"}, "ext.layers", "is missing"),
+    ({"adapter": "full", "outputs": "merged"}, "ext.outputs", "nothing to merge"),
+    ({"adapter": "prompt", "outputs": ["adapter", "merged"]}, "ext.outputs", "nothing to merge"),
     ({"adapter": "prefix", "gradient_checkpointing": True}, "ext.gradient_checkpointing", "not possible"),
     ({"optim": {"optimizer": "sgd", "betas": [0.9, 0.99]}}, "ext.optim.betas", "for optim.optimizer adamw"),
     ({"optim": {"optimizer": "adafactor", "eps": 1e-6}}, "ext.optim.eps", "has optim.optimizer adafactor"),

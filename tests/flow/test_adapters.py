@@ -17,7 +17,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "full": {"optim": {"optimizer": "adafactor", "learning_rate": 1e-3}},
     "layers": {"layers": {"last": 1}},
     "qlora": {"lora": {"rank": 4, "plus_ratio": 4}, "optim": {"optimizer": "adamw_8bit"}},
-    "ia3": {},
+    "ia3": {"outputs": ["adapter", "merged"]},
     "prompt": {"prompt": {"virtual_tokens": 4}},
     "prefix": {"prompt": {"virtual_tokens": 4}},
 }
@@ -37,6 +37,7 @@ def test_every_adapter_is_trained_and_downloaded(adapter: str, live: Live, file_
     assert job.ext["resolved"]["adapter"] == adapter  # type: ignore[attr-defined]
     for id in job.result_files[1:]:
         file = live.client.files.retrieve(id)
+        (tmp_path / file.filename).parent.mkdir(exist_ok=True)
         (tmp_path / file.filename).write_bytes(live.client.files.content(id).read())
     ids = torch.tensor([[1, 2, 300, 40, 41, 3]])
     base = AutoModelForCausalLM.from_pretrained(tiny.build_tiny(tmp_path / "base"), dtype=torch.float32)
@@ -46,4 +47,8 @@ def test_every_adapter_is_trained_and_downloaded(adapter: str, live: Live, file_
             after = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(ids).logits
         else:
             after = PeftModel.from_pretrained(base, tmp_path)(ids).logits[:, -6:]
+        if (tmp_path / "merged").exists():
+            merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(ids).logits
+            assert float((merged - after).abs().max()) < 1e-3
     assert float((after - before).abs().max()) > 1e-4
+    assert (tmp_path / "merged").exists() == ("merged" in ADAPTERS[adapter].get("outputs", ()))

@@ -70,6 +70,7 @@ def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
             "micro_batch_size": True,
             "gradient_checkpointing": True,
             "eval_every": True,
+            "outputs": True,
             "recovery_seconds": True,
             "recovery_fraction": True,
             "resume": True,

@@ -64,7 +64,7 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
     events.emit("phase", phase="saving")
     if ranks.first:
         made = {"versions": job.fingerprint, "data_sha256": job.data, "progress": progress.model_dump()}
-        artifact.write(folder / "artifact", model, spec, path, made, folder / "chat_template.jinja")
+        artifact.write(folder / "artifact", model, rows, spec, path, made, folder / "chat_template.jinja")
     events.emit(
         "done",
         artifact="artifact",
