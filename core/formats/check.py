@@ -9,7 +9,7 @@ from core.formats.report import FAULTS_KEPT, Code, Fault, Report
 
 _PIECE = 256 * 1024
 _PATH_CHARACTERS = 200
-_HOPELESS = 10_000
+_HOPELESS = 100_000
 """So many bad rows, and more of them than good ones: whoever reads their faults has seen enough."""
 
 
