@@ -43,6 +43,7 @@ def test_every_refusal_is_the_envelope(account: Account, method: str, path: str,
         ("/v1/files", "GET, POST"),
         ("/v1/files/file-abc/content", "GET, HEAD"),
         ("/v1/models/org/name", "GET, DELETE"),
+        ("/v1/fine_tuning/jobs/estimate", "POST"),
         ("/healthz", "GET"),
     ],
 )
