@@ -105,7 +105,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 def _allowed(request: Request) -> list[str]:
     """Methods of this path. The router names only those of the first route that it finds there."""
-    # A path without parameters is itself, and not what a route with one would take it for: ``/jobs/estimate`` is no job.
+    # A path without parameters is not what a route with one would take it for: ``/jobs/estimate`` is no job.
     if own := request.app.openapi()["paths"].get(request.url.path):
         return [method for method in _METHODS if method.lower() in own]
     scopes = {method: {**request.scope, "method": method} for method in _METHODS}
