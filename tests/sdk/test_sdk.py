@@ -57,7 +57,7 @@ def walk(live: Live, project: str, command: Sequence[str | Path], cwd: Path) -> 
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-@pytest.mark.parametrize("version", ["1.109.1", "2.0.0", "3.54.0"])
+@pytest.mark.parametrize("version", ["1.109.1", "2.0.0", "3.57.0"])
 def test_openai_python(live: Live, project: str, version: str, way: str, tmp_path: Path) -> None:
     interpreter = environments.python(f"openai-{version}")
     told = walk(live, project, [interpreter, HERE / "walk.py", way], tmp_path)
