@@ -407,8 +407,6 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "early_stopping": (None,),
     "checkpoints.every": (None, "epoch"),
     "checkpoints.keep": (None,),
-    "init_from": (None,),
-    "resume_optimizer": (False,),
     "limits.max_seconds": (None,),
     "limits.max_cost": (None,),
     "limits.on_limit": ("save",),
@@ -458,6 +456,9 @@ def _misplaced(options: JobOptions, method: str) -> list[Fault]:
         faults.append(
             Fault(path, f"{path}: with adapter {options.adapter} there is nothing to merge into the base model")
         )
+    if options.resume_optimizer and options.init_from is None:
+        path = "ext.resume_optimizer"
+        faults.append(Fault(path, f"{path}: true needs ext.init_from, the checkpoint whose optimizer goes on"))
     if options.adapter == "layers" and options.layers is None:
         faults.append(Fault("ext.layers", "ext.layers is missing: adapter layers trains the layers that it names"))
     if options.adapter == "prefix" and options.gradient_checkpointing is True:

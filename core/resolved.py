@@ -98,6 +98,8 @@ class Resolved(Table):
     precision: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     head_gradient: Literal["exact"]
+    init_from: str | None = None
+    resume_optimizer: bool = False
     outputs: list[Literal["adapter", "merged"]] = ["adapter"]
     chat_template: str
     """``base`` or ``given``; the text itself ships with the artifact."""

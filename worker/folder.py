@@ -8,6 +8,7 @@ object store or credential, so anybody can run a folder again by hand, and other
     DIR/train.safetensors      rows as tokens, see below
     DIR/valid.safetensors      the same, when there is a validation file
     DIR/chat_template.jinja    optional: the template the rows were rendered with, when it is not the base's own
+    DIR/init/                  optional: the weights that the run begins from
     DIR/stop                   optional, written while it runs: now | checkpoint | epoch, where the run is to end well
     DIR/events.jsonl           one event a line, appended and flushed
     DIR/checkpoints/step-N/    adapter files, state.safetensors, state.json, manifest.json (written last)
@@ -79,6 +80,17 @@ class PreferenceSpec(_Strict):
     """Weight of the wanted answers' own loss, as a supervised job would have it."""
 
 
+class InitSpec(_Strict):
+    """Weights of an earlier job that this one begins from."""
+
+    name: str
+    path: Path
+    """Folder with the adapter's or the model's files, and ``state.safetensors`` where the optimizer goes on."""
+    sha256: str
+    """Over the files' own hashes."""
+    optimizer: bool = False
+
+
 class TrainSpec(_Strict):
     """Every value resolved: no ``"auto"`` reaches a trainer."""
 
@@ -113,6 +125,7 @@ class TrainSpec(_Strict):
     """Longest time between two recovery checkpoints (epoch checkpoints count)."""
     recovery_fraction: float = 0.1
     """Largest share of the run's steps between two recovery checkpoints."""
+    init: InitSpec | None = None
     resume: Path | None = None
     """A checkpoint folder of this job: continue after its step, exactly."""
     threads: int | None = None

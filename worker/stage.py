@@ -15,7 +15,7 @@ from core.resolved import Resolved
 from core.services.data import Named
 from core.storage.store import Store
 from worker.cache import ModelCache, file_sha256
-from worker.folder import BaseSpec, Manifest, TrainSpec
+from worker.folder import BaseSpec, InitSpec, Manifest, TrainSpec
 from worker.prepare import resolve
 from worker.prepare.folder import Facts, MixedFile, Model, PrepareJob
 
@@ -90,9 +90,11 @@ def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | No
             download(store, entry["key"], entry["sha256"], folder / name)
         except JobError as error:
             raise TokensDamaged(error.message.rstrip(".")) from error
+    resolved = Resolved.model_validate(job.resolved)
     spec = resolve.train_spec(
-        Resolved.model_validate(job.resolved),
+        resolved,
         job_id=job.id,
+        init=None if job.init is None else _origin(store, folder, job.init, resolved.resume_optimizer),
         base=BaseSpec(**job.prepared["base"], path=base),
         threads=threads,
         resume=resume,
@@ -101,6 +103,16 @@ def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | No
     spec = spec.model_copy(update={"data_sha256": tokens})
     write_spec(folder, spec)
     return spec
+
+
+def _origin(store: Store, folder: Path, init: dict[str, Any], optimizer: bool) -> InitSpec:
+    for entry in init["files"]:
+        try:
+            download(store, init["prefix"] + entry["path"], entry["sha256"], folder / "init" / entry["path"])
+        except (JobError, NotFound) as error:
+            message = f"The weights of {init['name']!r}, which the job begins from, are no longer there as they were."
+            raise JobError(message, code="model_not_found", param="ext.init_from") from error
+    return InitSpec(name=init["name"], path=Path("init"), sha256=init["sha256"], optimizer=optimizer)
 
 
 def checkpoint(store: Store, row: Checkpoint, folder: Path) -> Path | None:

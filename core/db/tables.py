@@ -189,6 +189,8 @@ class Job(Leased, Table):
     user_metadata: Mapped[Json | None] = mapped_column("metadata")
     method: Mapped[Json]
     """The method as asked for, ``"auto"`` included."""
+    init: Mapped[Json | None]
+    """The weights it begins from, with their files, as they were when it was made."""
     options: Mapped[Json]
     """``ext`` as asked for (``core/options.py``)."""
     priority: Mapped[int] = mapped_column(Integer, server_default="0")

@@ -19,7 +19,7 @@ from core.errors import BadRequest, Conflict
 from core.options import Hyperparameters, JobOptions, OptionsError
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch
-from core.services import base_models, data, events, idempotency, pages, queue, quotas, runs, token_sets
+from core.services import base_models, data, events, idempotency, origins, pages, queue, quotas, runs, token_sets
 from core.services.idempotency import Once
 from core.states import TERMINAL, Phase, Status
 from core.storage import store as layout
@@ -39,6 +39,7 @@ class Checked(NamedTuple):
     options: JobOptions
     base: BaseModel
     files: list[data.Named]
+    init: dict[str, Any] | None  # Any: as ``core/services/origins.py`` has it
 
 
 class Removal(NamedTuple):
@@ -54,7 +55,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     first = idempotency.first_of(session, tenant, once)
     if first is not None:
         return first
-    method, asked, chosen, base, _ = checked(session, tenant, wanted, settings)
+    method, asked, chosen, base, _, init = checked(session, tenant, wanted, settings)
     quotas.check_open_jobs(session, tenant, settings)
     job = Job(
         id=ids.job(),
@@ -67,6 +68,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
         seed=secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
         user_metadata=wanted.metadata,
         method={"type": method, method: {"hyperparameters": asked.model_dump(mode="json")}},
+        init=init,
         options=wanted.ext or {},
         priority=PRIORITIES[chosen.resources.priority],
         status=Status.VALIDATING,
@@ -94,7 +96,7 @@ def checked(session: Session, tenant: Tenant, wanted: JobCreate, settings: Setti
     data.check_named(files, chosen)
     for file in files:
         data.require(session, tenant, file, method, chosen, settings)
-    return Checked(method, asked, chosen, base, files)
+    return Checked(method, asked, chosen, base, files, origins.origin(session, tenant, chosen, base))
 
 
 def understood(wanted: JobCreate) -> Understood:

@@ -20,6 +20,8 @@ class Weights:
 
     name: str
     base_model_id: str
+    resolved: dict[str, Any]
+    """Of the job that tuned them (``core/resolved.py``)"""
     prefix: str
     files: list[dict[str, Any]]  # Any: text and numbers, as the manifest has them
 
@@ -38,7 +40,9 @@ def of(session: Session, tenant: Tenant, name: str) -> Weights:
             {"path": row.storage_key[len(model.storage_prefix) :], "bytes": row.bytes, "sha256": row.sha256}
             for row in rows
         ]
-        return Weights(name, model.base_model_id, model.storage_prefix, files)
+        # The job may be deleted: its model is not.
+        job = session.scalars(tenancy.owned(Job, tenant, deleted=True).where(Job.id == model.job_id)).one()
+        return Weights(name, model.base_model_id, job.resolved or {}, model.storage_prefix, files)
     found = _checkpoint(session, tenant, name)
     if found is None:
         raise NotFound(f"The model {name!r} does not exist.", param="model", code="model_not_found")
@@ -62,4 +66,6 @@ def _checkpoint(session: Session, tenant: Tenant, name: str) -> Weights | None:
             Checkpoint.deleted_at.is_(None),
         )
     )
-    return None if row is None else Weights(name, job.base_model_id, row.storage_prefix, row.manifest["files"])
+    if row is None:
+        return None
+    return Weights(name, job.base_model_id, job.resolved or {}, row.storage_prefix, row.manifest["files"])

@@ -19,7 +19,7 @@ from core.resolved import (
     ResolvedPrompt,
     ResolvedResources,
 )
-from worker.folder import BaseSpec, LoraSpec, OptimSpec, PreferenceSpec, TrainSpec
+from worker.folder import BaseSpec, InitSpec, LoraSpec, OptimSpec, PreferenceSpec, TrainSpec
 from worker.prepare.folder import Facts, Note, Prepared, Tokenised
 
 # Outside these a run almost never learns anything good.
@@ -177,6 +177,8 @@ def resolve(
         precision=precision,
         gradient_checkpointing=checkpointing,
         head_gradient="exact",
+        init_from=options.init_from,
+        resume_optimizer=options.resume_optimizer,
         outputs=[options.outputs] if isinstance(options.outputs, str) else options.outputs,
         chat_template="base" if options.chat_template == "base" else "given",
         format=form,
@@ -373,7 +375,13 @@ def _eval_every(
 
 
 def train_spec(
-    resolved: Resolved, *, job_id: str, base: BaseSpec, threads: int | None = None, resume: Path | None = None
+    resolved: Resolved,
+    *,
+    job_id: str,
+    base: BaseSpec,
+    init: InitSpec | None = None,
+    threads: int | None = None,
+    resume: Path | None = None,
 ) -> TrainSpec:
     """What the training child is told, from what the job's row keeps."""
     return TrainSpec(
@@ -397,6 +405,7 @@ def train_spec(
         gradient_checkpointing=resolved.gradient_checkpointing,
         outputs=resolved.outputs,
         eval_every=resolved.eval.every if isinstance(resolved.eval.every, int) else None,
+        init=init,
         threads=threads,
         resume=resume,
     )

@@ -1,6 +1,7 @@
 """What of a base model is trained: an adapter on it, some of its layers, or all of it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from worker.folder import TrainSpec
+from worker.train import weights
 from worker.train.faults import Refused
 from worker.train.load import Base, device, head
 from worker.train.model import Model
@@ -41,6 +43,15 @@ def attach(base: Base, spec: TrainSpec) -> Model:
     if spec.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     return Model(network, peft, head(network), trainable, device(), mixed=peft is None and base.dtype == torch.bfloat16)
+
+
+def begin_from(model: Model, folder: Path, name: str) -> None:
+    """Put an earlier job's weights in place of fresh ones."""
+    try:
+        weights.read(model, folder)
+    except (KeyError, RuntimeError, OSError) as error:
+        message = f"The weights of {name} don't fit what this job trains: {error}."
+        raise Refused("init_mismatch", message, "init_from") from error
 
 
 def _adapted(network: PreTrainedModel, spec: TrainSpec) -> PeftModel:

@@ -39,7 +39,7 @@ def write(
         gate.merge(model, golden, base, draft, quantised=spec.adapter == "qlora")
         _texts(draft / gate.MERGED, base, template)
     # Where files lay on the training machine is nobody's business and nobody's help.
-    told = spec.model_dump(mode="json", exclude={"base": {"path"}, "resume": True, "threads": True})
+    told = spec.model_dump(mode="json", exclude={"base": {"path"}, "init": {"path"}, "resume": True, "threads": True})
     (draft / "training.json").write_text(json.dumps({"spec": told, **made}, indent=2, sort_keys=True) + "\n")
     manifest.seal(draft, folder)
 

@@ -67,6 +67,7 @@ def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
         exclude={
             "job_id": True,
             "base": {"path"},
+            "init": {"path", "name"},
             "micro_batch_size": True,
             "gradient_checkpointing": True,
             "eval_every": True,
@@ -155,6 +156,11 @@ def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State
 def reference(folder: Path) -> dict[str, torch.Tensor]:
     """Legal after :func:`load` has looked at the checkpoint."""
     return load_file(folder / REFERENCE)
+
+
+def take_moments(model: Model, optimizer: Optimizer, folder: Path) -> None:
+    """The moments of another job's checkpoint; raises ``KeyError`` where they are of other parameters."""
+    _set_moments(model, optimizer, load_file(folder / TENSORS))
 
 
 def _moments(model: Model, optimizer: Optimizer) -> dict[str, torch.Tensor]:

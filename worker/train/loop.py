@@ -52,6 +52,8 @@ class Run:
     def train(self) -> Progress:
         spec, model, events, progress = self.spec, self.model, self.events, self.progress
         self._refuse_steps_without_weight()
+        if spec.init is not None and spec.init.optimizer:
+            self._take_moments(self.folder / spec.init.path)
         if spec.resume is not None:
             progress = self.progress = self._resume(self.folder / spec.resume)
         events.emit(
@@ -241,6 +243,13 @@ class Run:
                 different=different,
             )
         return progress
+
+    def _take_moments(self, folder: Path) -> None:
+        try:
+            checkpoint.take_moments(self.model, self.optimizer, folder)
+        except (KeyError, ValueError) as error:
+            message = "The optimizer's state that the job is to go on with is of another optimizer or other parameters."
+            raise Refused("init_mismatch", message, "resume_optimizer") from error
 
     def _refer(self) -> None:
         """What the reference says of every row: the policy before its first step, asked once and kept."""

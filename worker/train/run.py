@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, EXIT_USER_ERROR, TrainSpec
 from worker.train import artifact
-from worker.train.adapters import attach
+from worker.train.adapters import attach, begin_from
 from worker.train.batches import Rows
 from worker.train.events import Events, Silent
 from worker.train.faults import CheckpointRefused, Drained, Refused
@@ -54,6 +54,8 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
     valid = Rows.read(folder / "valid.safetensors") if (folder / "valid.safetensors").exists() else None
     path = folder / spec.base.path
     model = attach(resident.take(path, DTYPES[spec.precision], spec.adapter == "qlora"), spec)
+    if spec.init is not None:
+        begin_from(model, folder / spec.init.path, spec.init.name)
     rows.check("training_file", model.vocabulary, spec.max_length)
     if valid is not None:
         valid.check("validation_file", model.vocabulary, spec.max_length)
