@@ -57,7 +57,7 @@ class Registration:
         self._warm = warm
         self._cache = cache
         self._measuring = measuring
-        self._asked = 0
+        self._measured = 0
         self._machine: Machine | None = None
         self._draining = False
         self._changed = threading.Event()
@@ -140,8 +140,9 @@ class Registration:
             return
         if (found := slot.measured) is not None:
             self._machine = found.better(self._machine)
-        if self._asked < MEASUREMENTS and slot.warm:
-            self._asked += 1
+            self._measured += 1
+        # Answers are counted and not questions: a child that is given a job takes its answer with it.
+        if self._measured < MEASUREMENTS and slot.warm:
             slot.measure()
 
 
