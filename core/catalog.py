@@ -26,13 +26,13 @@ ADAPTERS = {
         mergeable=name in options.MERGEABLE,
         vllm=name in (*options.LOW_RANK, *options.OWN_WEIGHTS),
     )
-    for name in options.allowed("adapter")
+    for name in options.ADAPTERS
 }
 """What a job's ``ext.adapter`` may be. (LoRA with ``dora`` is mergeable, but vLLM can't load it.)"""
 
 METHODS = {
-    "supervised": Method(adapters=options.allowed("adapter"), formats=("chat", "completion", "text")),
-    "dpo": Method(adapters=options.allowed("adapter"), formats=("preference", "labelled")),
+    "supervised": Method(adapters=options.ADAPTERS, formats=("chat", "completion", "text")),
+    "dpo": Method(adapters=options.ADAPTERS, formats=("preference", "labelled")),
 }
 """What a job's ``method.type`` may be."""
 

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from core.options import LOW_RANK, OWN_WEIGHTS, Adapter
+
 _BYTES = {"fp32": 4, "bf16": 2}
 
 
@@ -105,7 +107,7 @@ class Machine(_Record):
 class Plan(_Record):
     """The choices of a job that decide what it costs; the names of ``core.resolved.Resolved``."""
 
-    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = "lora"
+    adapter: Adapter = "lora"
     rank: int = 0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     layers: int | None = None
@@ -125,7 +127,7 @@ class Plan(_Record):
 
     @property
     def own_weights(self) -> bool:
-        return self.adapter in ("full", "layers")
+        return self.adapter in OWN_WEIGHTS
 
 
 def trained(shape: Shape, plan: Plan) -> Trained:
@@ -262,7 +264,7 @@ def micro_batch(shape: Shape, plan: Plan, batch: Micro, machine: Machine, *, bac
 
 def _multiplied(plan: Plan, adapter: Trained) -> int:
     """Parameters of the adapter's own matrices."""
-    return adapter.parameters if plan.adapter in ("lora", "qlora") else 0
+    return adapter.parameters if plan.adapter in LOW_RANK else 0
 
 
 def _numbers(shape: Shape, adapter: Trained) -> int:

@@ -4,6 +4,7 @@ A field's description completes the sentence "… is not …", so that an error 
 """
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.formats.report import Form
 
 Auto = Literal["auto"]
+Adapter = Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"]
+Loss = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -53,15 +56,17 @@ class Lora(Table):
     dora: bool = Field(False, description="true or false")
     plus_ratio: Annotated[float, Field(ge=1)] | None = Field(None, description="a number of at least 1")
 
+    @property
+    def alpha_used(self) -> float:
+        return float(self.alpha if self.alpha is not None else 2 * self.rank)
+
 
 class Prompt(Table):
     virtual_tokens: int = Field(20, ge=1, le=512, description="an integer from 1 to 512")
 
 
 class Preference(Table):
-    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"] = Field(
-        "sigmoid", description="one of sigmoid, ipo, hinge, simpo, orpo, kto"
-    )
+    loss: Loss = Field("sigmoid", description="one of sigmoid, ipo, hinge, simpo, orpo, kto")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="a number from 0 to below 0.5")
     gamma: Annotated[float, Field(ge=0)] | None = Field(None, description="a number of at least 0")
     sft_weight: float = Field(0.0, ge=0, description="a number of at least 0")
@@ -141,9 +146,7 @@ T = TypeVar("T", bound=Table)
 class JobOptions(Table):
     """``ext`` of POST /v1/fine_tuning/jobs. ``None`` means "as if it had not been given"."""
 
-    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = Field(
-        "lora", description="one of lora, qlora, full, layers, ia3, prompt, prefix"
-    )
+    adapter: Adapter = Field("lora", description="one of lora, qlora, full, layers, ia3, prompt, prefix")
     lora: Lora = Field(Lora(), description="an object")
     layers: Annotated[list[int], Field(min_length=1, max_length=1024)] | dict[Literal["last"], Count] | None = Field(
         None, description='{"last": n} or a list of layer numbers'
@@ -360,6 +363,7 @@ def suggest(path: str, known: Iterable[str]) -> str | None:
     return None
 
 
+ADAPTERS: tuple[str, ...] = get_args(Adapter)
 LOW_RANK = ("lora", "qlora")
 MERGEABLE = (*LOW_RANK, "ia3")
 OWN_WEIGHTS = ("full", "layers")
@@ -398,7 +402,6 @@ _FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 # What this release's engine honours. An option that is not named here must have one of the listed values
 # (its default, mostly): everything else is refused at creation, so that nothing is ever ignored in silence.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
-    "adapter": ("lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"),
     "peft": (None,),
     "packing": ("auto", False),
     "precision": ("fp32", "bf16", "auto"),
@@ -415,18 +418,11 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
-def allowed(name: str) -> tuple[str, ...]:
-    """The values of an option that this release honours, where it is a choice of words."""
-    return tuple(str(value) for value in _SUPPORTED[name])
-
-
 def unsupported(options: JobOptions, method: str = "supervised") -> list[Fault]:
     """Every option that a job of this method cannot have honoured, each with a sentence."""
     faults = []
     for name, allowed in _SUPPORTED.items():
-        value: object = options
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = _at(options, name)
         # True == 1 in Python, so the types are compared as well.
         if any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed):
             continue
@@ -467,13 +463,17 @@ def _misplaced(options: JobOptions, method: str) -> list[Fault]:
     return faults
 
 
+_DEFAULTS = JobOptions()
+
+
 def _was_given(options: JobOptions, name: str) -> bool:
     """Whether the option has another value than the one it would have had."""
-    value: object = options
-    default: object = JobOptions()
-    for part in name.split("."):
-        value, default = getattr(value, part), getattr(default, part)
-    return value != default
+    return _at(options, name) != _at(_DEFAULTS, name)
+
+
+def _at(options: JobOptions, name: str) -> object:
+    """The value of ``lora.rank``, say."""
+    return functools.reduce(getattr, name.split("."), options)
 
 
 def _sentence(name: str, value: object, allowed: list[object]) -> str:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from core.formats.report import Format
-from core.options import Table
+from core.options import Adapter, Loss, Table
 
 
 class ResolvedLora(Table):
@@ -21,7 +21,7 @@ class ResolvedPrompt(Table):
 
 
 class ResolvedPreference(Table):
-    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
+    loss: Loss
     beta: float
     label_smoothing: float
     gamma: float
@@ -77,7 +77,7 @@ class Resolved(Table):
 
     preference: ResolvedPreference | None = None
     """Of the method dpo"""
-    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"]
+    adapter: Adapter
     lora: ResolvedLora | None
     """None where the adapter has no rank."""
     target_modules: Literal["all-linear"] | list[str] | None = None

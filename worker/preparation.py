@@ -41,22 +41,23 @@ def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: P
     with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, row):
         base = session.get_one(BaseModel, row.base_model_id)
         chosen = options.parse(row.options)
-        named = data.named(row.training_file, row.validation_file, chosen)
+        wanted = tokens.of_job(row)
+        named = wanted.files
         found = {name.param: session.get_one(File, name.file_id) for name in named}
         if any(file.status == FileStatus.UPLOADED for file in found.values()):
             runs.postpone(row, _UNSETTLED_PAUSE)
             return None
-        token_set = tokens.key(session, tokens.of_job(row), parts.settings)
+        token_set = tokens.key(session, wanted, parts.settings)
     for name in named:
         _usable(found[name.param], name, job, chosen, parts.settings)
     paths = {
         param: stage.download(parts.store, file.storage_key, file.sha256, folder / f"{n}.data")
         for n, (param, file) in enumerate(found.items())
     }
-    kind = job.method["type"]
-    asked = Hyperparameters.model_validate(job.method[kind]["hyperparameters"])
+    asked = Hyperparameters.model_validate(wanted.hyperparameters)
     model = stage.reader_of(cache, base)
-    stage.write_spec(folder, stage.preparing(model, named, paths, kind, chosen, asked, job.seed, parts.settings))
+    task = stage.preparing(model, named, paths, wanted.method, chosen, asked, wanted.seed, parts.settings)
+    stage.write_spec(folder, task)
     return token_set
 
 

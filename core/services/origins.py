@@ -61,10 +61,9 @@ def _same_adapter(chosen: JobOptions, before: Resolved, name: str) -> None:
     pairs: list[tuple[str, object, object]] = []
     if wanted in options.LOW_RANK and before.lora is not None:
         lora = chosen.lora
-        alpha = float(lora.alpha if lora.alpha is not None else 2 * lora.rank)
         pairs = [
             ("ext.lora.rank", lora.rank, before.lora.rank),
-            ("ext.lora.alpha", alpha, before.lora.alpha),
+            ("ext.lora.alpha", lora.alpha_used, before.lora.alpha),
             ("ext.lora.target_modules", lora.target_modules, before.lora.target_modules),
             ("ext.lora.rslora", lora.rslora, before.lora.rslora),
             ("ext.lora.dora", lora.dora, before.lora.dora),

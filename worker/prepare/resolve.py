@@ -220,7 +220,7 @@ def _lora(options: JobOptions) -> ResolvedLora:
     lora = options.lora
     return ResolvedLora(
         rank=lora.rank,
-        alpha=float(lora.alpha if lora.alpha is not None else 2 * lora.rank),
+        alpha=lora.alpha_used,
         dropout=lora.dropout,
         target_modules=lora.target_modules,
         rslora=lora.rslora,

@@ -113,6 +113,10 @@ class Spool:
         return longer
 
     @property
+    def paired(self) -> bool:
+        return bool(np.frombuffer(self.middles, dtype=np.int64).any())
+
+    @property
     def _sizes(self) -> NDArray[np.int64]:
         return np.diff(np.frombuffer(self.offsets, dtype=np.int64))
 
@@ -177,7 +181,7 @@ class _Rows:
         self.truncated, self.dropped = Named(), Named()
         self.trained = 0
         lengths = spool.lengths
-        if chosen is None and not any(spool.middles) and (not len(lengths) or lengths.max() <= max_length):
+        if chosen is None and not spool.paired and (not len(lengths) or lengths.max() <= max_length):
             # Nothing to cut: the spool is the file.
             self.offsets, self.lines, self.labels = spool.offsets, spool.lines, spool.labels
             self.examples = len(spool.lines)
