@@ -169,8 +169,12 @@ class Job(Leased, Table):
             "ix_jobs_claim",
             "status",
             text("priority DESC"),
+            "project_id",
             "created_at",
-            postgresql_where=text("lease_until IS NULL AND status IN ('validating_files', 'queued')"),
+            "id",
+            postgresql_where=text(
+                "lease_until IS NULL AND status IN ('validating_files', 'queued') AND phase <> 'paused'"
+            ),
         ),
         Index("ix_jobs_lease_until", "lease_until", postgresql_where=text("lease_until IS NOT NULL")),
         Index("ix_jobs_fine_tuned_model", "fine_tuned_model", unique=True),
@@ -194,6 +198,8 @@ class Job(Leased, Table):
     options: Mapped[Json]
     """``ext`` as asked for (``core/options.py``)."""
     priority: Mapped[int] = mapped_column(Integer, server_default="0")
+    work: Mapped[float] = mapped_column(server_default="1")
+    """What its next claim takes of the project's share (``core/queue/shares.py``); 0 once that was taken."""
     # Where it stands.
     status: Mapped[str] = mapped_column(server_default=Status.VALIDATING)
     phase: Mapped[str] = mapped_column(server_default=Phase.CREATED)
@@ -223,6 +229,18 @@ class Job(Leased, Table):
     last_event_step: Mapped[int] = mapped_column(server_default="0")
     """Steps up to here have their metrics event; a resumed attempt repeats steps but not events."""
     deleted_at: Mapped[datetime | None]
+
+
+class Share(Table):
+    """How far a project's turn has come in one queue (``core/queue/shares.py``)."""
+
+    __tablename__ = "shares"
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    """The status in which jobs wait in it."""
+    turn: Mapped[float] = mapped_column(server_default="0")
+    served: Mapped[float] = mapped_column(server_default="0")
+    """The turn at which its last job was taken."""
 
 
 class TokenSet(Table):

@@ -15,6 +15,7 @@ from core import clock
 from core.config import Settings
 from core.db.tables import Job, WorkItem
 from core.errors import LostAuthority
+from core.queue import shares
 from core.services import moves, quotas
 from core.states import ItemStatus, Phase, Status, Wish
 
@@ -31,32 +32,52 @@ class Claim:
 
 
 def next_job(session: Session, status: Status, worker_id: str, settings: Settings) -> Job | None:
-    """Claim the next job waiting in this status: by priority, then age. Skips rows that others are claiming."""
-    waiting = (
+    """Claim the next job waiting in this status: by priority, then fair shares of projects, then age.
+
+    Rows that others are claiming are skipped, so no claim ever waits for another one to choose.
+    """
+    below = None
+    while heads := shares.in_turn(session, status, below):
+        for head in heads:
+            job = _first_of(session, head, status, settings)
+            if job is not None:
+                owned = _own(session, job, worker_id, settings)
+                shares.take(session, owned, status)
+                return owned
+        below = heads[0].priority
+    return None
+
+
+def _first_of(session: Session, head: shares.Head, status: Status, settings: Settings) -> Job | None:
+    """The project's oldest free job of this priority, locked; None when others have all of them, or it may not run."""
+    oldest = (
         select(Job)
         .where(
+            Job.project_id == head.project_id,
+            Job.priority == head.priority,
             Job.status == status,
             Job.lease_until.is_(None),
+            Job.phase != Phase.PAUSED,
             Job.available_at <= clock.now(),
             or_(Job.wish.is_(None), Job.wish != Wish.CANCEL),
-            Job.phase != Phase.PAUSED,
         )
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .order_by(Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
     )
     if status != Status.QUEUED or settings.max_running_jobs is None:
-        return _claim(session, waiting, worker_id, settings)
-    while True:
-        # Rolling back to the savepoint lets go of a project that is full, so no claim ever waits for one project while
-        # it holds another: two claims that look through the same projects can't lock each other out.
-        attempt = session.begin_nested()
-        job = session.scalar(waiting.limit(1).with_for_update(skip_locked=True))
-        if job is None or quotas.may_run(session, job.project_id, settings):
-            attempt.commit()
-            return None if job is None else _own(session, job, worker_id, settings)
-        job_id, project_id = job.id, job.project_id
-        attempt.rollback()
-        _tell_of_quota(session, job_id)
-        waiting = waiting.where(Job.project_id != project_id)
+        return session.scalar(oldest)
+    # Rolling back to the savepoint lets go of a project that is full, so no claim ever waits for one project while
+    # it holds another: two claims that look through the same projects can't lock each other out.
+    attempt = session.begin_nested()
+    job = session.scalar(oldest)
+    if job is None or quotas.may_run(session, job.project_id, settings):
+        attempt.commit()
+        return job
+    job_id = job.id
+    attempt.rollback()
+    _tell_of_quota(session, job_id)
+    return None
 
 
 def _tell_of_quota(session: Session, job_id: str) -> None:

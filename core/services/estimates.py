@@ -98,7 +98,7 @@ def estimate(session: Session, tenant: Tenant, wanted: JobCreate, found: Json, s
         seconds=seconds,
         step_seconds=step_seconds,
         price=_price(catalog.price(settings), seconds, total),
-        queue=_wait(session, jobs.PRIORITIES[resolved.resources.priority]),
+        queue=_wait(session, tenant, jobs.PRIORITIES[resolved.resources.priority]),
         workers=[_worker(run, site) for site in sites],
         resolved=resolved.model_dump(mode="json"),
         warnings=[note["message"] for note in found["notes"] if note["level"] == "warn"],
@@ -288,6 +288,6 @@ def _price(rates: Price | None, seconds: float | None, tokens: int) -> wire.Amou
     return wire.Amount(amount=None if amount is None else round(amount, 4), currency=rates.currency, rates=rates)
 
 
-def _wait(session: Session, priority: int) -> wire.Wait:
-    before, seconds = queue.wait(session, priority)
+def _wait(session: Session, tenant: Tenant, priority: int) -> wire.Wait:
+    before, seconds = queue.wait(session, tenant, priority)
     return wire.Wait(jobs_before=before, seconds=seconds)

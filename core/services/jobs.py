@@ -17,6 +17,7 @@ from core.db.tables import Attempt, BaseModel, Checkpoint, Event, File, Job, Met
 from core.db.tenancy import Tenant
 from core.errors import BadRequest, Conflict
 from core.options import Hyperparameters, JobOptions, OptionsError
+from core.queue import shares
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch
 from core.services import base_models, data, events, idempotency, origins, pages, queue, quotas, runs, token_sets
@@ -77,6 +78,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     )
     session.add(job)
     session.flush()
+    shares.enter(session, job, Status.VALIDATING)
     idempotency.remember(session, tenant, once, job)
     events.append(session, job, f"Created fine-tuning job: {job.id}")
     for key in wanted.model_extra or {}:

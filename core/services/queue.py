@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core import clock
@@ -10,6 +10,7 @@ from core.config import Settings
 from core.db import tenancy
 from core.db.tables import Job, Worker
 from core.db.tenancy import Tenant
+from core.queue import shares
 from core.schemas import workers as worker_shape
 from core.schemas.queue import Place, Queue, QueuedJob, QueueWorker, Running, RunningJob, Waiting
 from core.services import workers
@@ -32,7 +33,7 @@ def places(session: Session, jobs: list[Job]) -> dict[str, Place]:
     waiting = [job for job in jobs if waits(job)]
     found: dict[str, Place] = {}
     for status in {job.status for job in waiting}:
-        order = list(session.scalars(_in_order(status).limit(_COUNTED)))
+        order = [one.id for one in shares.order(session, status, _COUNTED)]
         starts = _starts(session) if status == Status.QUEUED else []
         for job in waiting:
             if job.status != status:
@@ -41,15 +42,6 @@ def places(session: Session, jobs: list[Job]) -> dict[str, Place]:
             start = starts[position - 1] if position is not None and position <= len(starts) else None
             found[job.id] = Place(position=position, estimated_start=clock.unix_or_none(start))
     return found
-
-
-def _in_order(status: str) -> Select[str]:
-    """Ids of all projects' waiting jobs as workers take them (``core/queue/claims.py``)."""
-    return (
-        select(Job.id)
-        .where(Job.status == status, Job.lease_until.is_(None), Job.phase != Phase.PAUSED)
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
-    )
 
 
 def _starts(session: Session) -> list[datetime]:
@@ -69,17 +61,21 @@ def _starts(session: Session) -> list[datetime]:
     return [now] * free + known
 
 
-def wait(session: Session, priority: int) -> tuple[int, float | None]:
+def wait(session: Session, tenant: Tenant, priority: int) -> tuple[int, float | None]:
     """Jobs that a new one of this priority would wait for, and for how many seconds; None where it can't be told."""
-    ahead = select(func.count()).where(
-        Job.status.in_(_WAITING), Job.lease_until.is_(None), Job.phase != Phase.PAUSED, Job.priority >= priority
-    )
-    before = session.scalar(ahead) or 0
+    before = sum(_before(session, tenant, status, priority) for status in _WAITING)
     starts = _starts(session)
     if before >= len(starts):
         return before, None
     now = session.scalars(select(clock.now())).one()
     return before, round(max(0.0, (starts[before] - now).total_seconds()), 1)
+
+
+def _before(session: Session, tenant: Tenant, status: Status, priority: int) -> int:
+    order = shares.order(session, status, _COUNTED)
+    mine = [one.turn for one in order if one.project_id == tenant.project_id and one.priority >= priority]
+    turn = max([shares.start(session, tenant.project_id, status), *mine])
+    return sum(one.priority > priority or (one.priority == priority and one.turn <= turn) for one in order)
 
 
 def view(session: Session, tenant: Tenant, settings: Settings) -> Queue:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from core import clock, ids
 from core.config import Settings
 from core.db.tables import Attempt, Checkpoint, Job, Metric, Organization, Project, TunedModel
-from core.queue import claims
+from core.queue import claims, shares
 from core.services import base_models, events, files, moves, token_sets
 from core.states import Phase, Status, Wish
 
@@ -41,10 +41,18 @@ def prepared(
     job.resolved, job.hyperparameters, job.data, job.prepared = resolved, hyperparameters, data, prepared
     for note in notes:
         events.append(session, job, note["message"], level=note["level"], data=note["data"])
+    job.work = _work(session, job)
+    shares.enter(session, job, Status.QUEUED)
     moves.move(job, Status.QUEUED, Phase.QUEUED)
     claims.release(job)
     events.append(session, job, "Files validated, moving job to queued state")
     _pause_if_wished(session, job)
+
+
+def _work(session: Session, job: Job) -> float:
+    """What the run takes of its project's share."""
+    tokens = (job.data or {}).get("train", {}).get("tokens", 0) * (job.resolved or {}).get("epochs", 1)
+    return shares.work_of(tokens, (base_models.by_id(session, job.base_model_id).facts or {}).get("parameters", 0))
 
 
 def postpone(job: Job, seconds: float) -> None:
@@ -291,6 +299,8 @@ def prepare_again(session: Session, job: Job, settings: Settings, why: str) -> l
     if job.losses >= settings.max_attempts:
         failed(session, job, "storage_error", f"The job's prepared rows were lost {job.losses} times; the last: {why}.")
         return keys
+    job.work = 1
+    shares.enter(session, job, Status.VALIDATING)
     moves.move(job, Status.VALIDATING, Phase.CREATED, why)
     claims.release(job)
     events.append(session, job, f"The prepared rows can't be used ({why}); they are prepared anew.", level="warn")

@@ -10,6 +10,7 @@ from core.db import tenancy
 from core.db.tables import Job
 from core.db.tenancy import Tenant
 from core.errors import Conflict
+from core.queue import shares
 from core.services import checkpoints, events
 from core.services.moves import end, move
 from core.states import TERMINAL, Phase, Status, Wish
@@ -61,6 +62,7 @@ def resume(session: Session, tenant: Tenant, id: str) -> Job:
         job.wish = None
         events.append(session, job, "The pause was called off.")
     elif job.phase == Phase.PAUSED:
+        shares.enter(session, job, Status.QUEUED)
         move(job, Status.QUEUED, Phase.QUEUED)
         job.available_at = clock.now()
         events.append(session, job, "The job was resumed.")
@@ -84,6 +86,7 @@ def stop(session: Session, tenant: Tenant, id: str, at: str) -> Job:
         # A worker has to make the model of its last checkpoint: nothing more is trained.
         at = "now"
         if job.phase == Phase.PAUSED:
+            shares.enter(session, job, Status.QUEUED)
             move(job, Status.QUEUED, Phase.QUEUED)
             job.available_at = clock.now()
     job.wish = STOPS[at]

@@ -243,6 +243,7 @@ def upgrade() -> None:
         sa.Column("init", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("options", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
         sa.Column("priority", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("work", sa.Double(), server_default="1", nullable=False),
         sa.Column("status", sa.Text(), server_default="validating_files", nullable=False),
         sa.Column("phase", sa.Text(), server_default="created", nullable=False),
         sa.Column("phase_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -289,9 +290,11 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_claim",
         "jobs",
-        ["status", sa.literal_column("priority DESC"), "created_at"],
+        ["status", sa.literal_column("priority DESC"), "project_id", "created_at", "id"],
         unique=False,
-        postgresql_where=sa.text("lease_until IS NULL AND status IN ('validating_files', 'queued')"),
+        postgresql_where=sa.text(
+            "lease_until IS NULL AND status IN ('validating_files', 'queued') AND phase <> 'paused'"
+        ),
     )
     op.create_index("ix_jobs_fine_tuned_model", "jobs", ["fine_tuned_model"], unique=True)
     op.create_index(
@@ -303,6 +306,15 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_jobs_project_id_created_at_id"), "jobs", ["project_id", "created_at", "id"], unique=False)
     op.create_index(op.f("ix_jobs_token_set_id"), "jobs", ["token_set_id"], unique=False)
+    op.create_table(
+        "shares",
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("queue", sa.Text(), nullable=False),
+        sa.Column("turn", sa.Double(), server_default="0", nullable=False),
+        sa.Column("served", sa.Double(), server_default="0", nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_shares_project_id_projects")),
+        sa.PrimaryKeyConstraint("project_id", "queue", name=op.f("pk_shares")),
+    )
     op.create_table(
         "token_sets",
         sa.Column("id", sa.Text(), nullable=False),
@@ -516,6 +528,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_token_sets_last_used_at"), table_name="token_sets")
     op.drop_index(op.f("ix_token_sets_file_ids"), table_name="token_sets", postgresql_using="gin")
     op.drop_table("token_sets")
+    op.drop_table("shares")
     op.drop_index(op.f("ix_jobs_token_set_id"), table_name="jobs")
     op.drop_index(op.f("ix_jobs_project_id_created_at_id"), table_name="jobs")
     op.drop_index("ix_jobs_lease_until", table_name="jobs", postgresql_where=sa.text("lease_until IS NOT NULL"))
