@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.webhooks.address import Allowed
@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     backoff_max_seconds: float = 300
     max_attempts: int = 3
     """Infrastructure losses without a new checkpoint in between before a job fails."""
+    litter_grace_seconds: float = Field(86400, ge=0)
+    """Objects and unfinished uploads that nobody needs are removed from the store when they are so old."""
+    litter_sweep_seconds: float = Field(3600, gt=0)
+    """The reconciler goes through the whole store this often."""
+    log_days: float = Field(30, ge=0)
+    """A trainer's log is kept for so long after its attempt."""
     stop_grace_seconds: float = 10
     """How long a trainer may take to end after a polite signal, before SIGKILL."""
 
@@ -130,6 +136,16 @@ class Settings(BaseSettings):
         if any(float(pause) < 0 for pause in listed.split(",") if pause.strip()):
             raise ValueError("a pause can't be negative")
         return listed
+
+    @model_validator(mode="after")
+    def _in_proportion(self) -> "Settings":
+        """A trainer must be dead before its lease ends, and a heartbeat or two may fail before that."""
+        if not self.heartbeat_seconds < self.authority_seconds < self.lease_seconds:
+            raise ValueError(
+                f"ATTUNE_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}) must be less than ATTUNE_AUTHORITY_SECONDS "
+                f"({self.authority_seconds:g}), and that less than ATTUNE_LEASE_SECONDS ({self.lease_seconds:g})"
+            )
+        return self
 
     @property
     def webhook_pauses(self) -> list[float]:

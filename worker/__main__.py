@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import config, wiring
-from worker import registry
+from worker import registry, scratch
 from worker.registry import Registration
 from worker.runner import Runner
 from worker.slot import Slot
@@ -79,6 +79,7 @@ def main() -> int:
     while not draining.is_set():
         try:
             registration.begin()
+            scratch.clear(parts)
             break
         except SQLAlchemyError as error:
             log.warning("database.away", error=type(error).__name__)

@@ -32,19 +32,32 @@ class Lease:
         self._settings = settings
         self._stop = stop
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"lease-{claim.id}", daemon=True)
+        self._confirmed = time.monotonic()
+        self._threads = [
+            threading.Thread(target=run, name=f"{name}-{claim.id}", daemon=True)
+            for name, run in (("lease", self._run), ("authority", self._watch))
+        ]
 
     def __enter__(self) -> "Lease":
-        self._thread.start()
+        self._confirmed = time.monotonic()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+
+    def _watch(self) -> None:
+        """Ends the child in time even while a heartbeat waits for a database that doesn't answer."""
+        while (left := self._confirmed + self._settings.authority_seconds - time.monotonic()) > 0:
+            if self._ended.wait(left):
+                return
+        self._lose()
 
     def _run(self) -> None:
-        confirmed = time.monotonic()
-        while not self._ended.wait(self._settings.heartbeat_seconds):
+        while not self._ended.wait(self._settings.heartbeat_seconds) and not self.lost.is_set():
             # The lease counts from before the query: an answer that took long must not lengthen it.
             asked = time.monotonic()
             try:
@@ -54,13 +67,10 @@ class Lease:
                 self._lose()
                 return
             except SQLAlchemyError as error:
-                silent = time.monotonic() - confirmed
+                silent = time.monotonic() - self._confirmed
                 log.warning("heartbeat.failed", id=self.claim.id, silent_s=round(silent, 1), error=type(error).__name__)
-                if silent < self._settings.authority_seconds:
-                    continue
-                self._lose()
-                return
-            confirmed = asked
+                continue
+            self._confirmed = asked
             cancelled, self.wish = self.cancelled, wish
             if self.cancelled and not cancelled:
                 self._stop()
@@ -70,6 +80,8 @@ class Lease:
         return self.wish == Wish.CANCEL
 
     def _lose(self) -> None:
+        if self.lost.is_set():
+            return
         log.warning("lease.lost", id=self.claim.id, generation=self.claim.generation)
         self.lost.set()
         self._stop()

@@ -1,4 +1,4 @@
-"""``python -m worker.reconciler``: sweeps every few seconds, and has the deliverer of webhooks as a thread.
+"""``python -m worker.reconciler``: sweeps every few seconds; has the deliverer of webhooks and the collector as threads.
 
 Any number may run; one of them sweeps at a time.
 """
@@ -14,8 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import config, wiring
 from core.db.session import transaction
-from core.services import deliveries, joins, replies, runs, sweeps, token_sets, workers
+from core.services import checkpoints, deliveries, joins, replies, runs, sweeps, token_sets, workers
 from core.wiring import Parts
+from worker.collector import Collector
 from worker.deliverer import Deliverer
 
 log = structlog.get_logger()
@@ -36,6 +37,7 @@ def sweep(parts: Parts) -> None:
             *sweeps.expired_files(session),
             *replies.expire(session, parts.settings),
             *token_sets.unused(session, parts.settings),
+            *checkpoints.forget_recovery(session),
         ]
         joins.expire(session)
         workers.forget_old(session)
@@ -58,12 +60,15 @@ def main() -> int:
     parts = wiring.assemble(settings, pool_size=4)
     deliverer = Deliverer(parts)
     deliverer.start()
+    collector = Collector(parts)
+    collector.start()
     log.info("reconciler.ready")
     while not ended.wait(settings.sweep_seconds):
         try:
             sweep(parts)
         except (SQLAlchemyError, BotoCoreError, ClientError) as error:
             log.warning("sweep.failed", error=type(error).__name__)
+    collector.stop()
     deliverer.stop()
     parts.close()
     return 0

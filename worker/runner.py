@@ -23,7 +23,7 @@ from core.services import checkpoints, runs
 from core.states import ItemKind, Phase, Status, Wish
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import answering, joining, preparation, publish, stage, tokens
+from worker import answering, joining, preparation, publish, scratch, stage, tokens
 from worker.cache import ModelCache
 from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, STOP
 from worker.lease import Lease
@@ -313,7 +313,7 @@ class Runner:
             shutil.rmtree(self._scratch(claim), ignore_errors=True)
 
     def _scratch(self, claim: Claim) -> Path:
-        return self.slot.folder / f"{claim.id}-gen-{claim.generation}"
+        return scratch.folder(self.slot.folder, claim)
 
 
 def _last_words(folder: Path) -> str:

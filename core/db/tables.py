@@ -319,6 +319,8 @@ class Checkpoint(Table):
     __tablename__ = "checkpoints"
     __table_args__ = (
         UniqueConstraint("job_id", "step"),
+        # Those of jobs that have ended are looked for every few seconds.
+        Index("ix_checkpoints_recovery", "job_id", postgresql_where=text("kind = 'recovery'")),
         CheckConstraint("kind IN ('epoch', 'recovery')", name="kind"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from core.config import MIB, Settings
 from core.errors import Conflict, NotFound, Unavailable
-from core.storage.store import Facts
+from core.storage.store import Facts, Page, Stored, Unfinished
 
 _TRANSFER = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=16 * MIB, max_concurrency=4)
 
@@ -45,6 +45,14 @@ class S3Store:
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=key)
         for entry in (entry for page in pages for entry in page.get("Uploads", []) if entry["Key"] == key):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=entry["UploadId"])
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket):
+            for entry in page.get("Uploads", []):
+                yield Unfinished(entry["Key"], entry["UploadId"], entry["Initiated"])
+
+    def abort(self, upload: Unfinished) -> None:
+        _abort(self._client, {"Bucket": self._bucket, "Key": upload.key, "UploadId": upload.id})
 
     def stream(self, key: str) -> Iterator[bytes]:
         try:
@@ -90,10 +98,14 @@ class S3Store:
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def list(self, prefix: str) -> Iterator[str]:
+        for page in self.pages(prefix):
+            for stored in page:
+                yield stored.key
+
+    def pages(self, prefix: str) -> Iterator[Page]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
         for page in pages:
-            for entry in page.get("Contents", []):
-                yield entry["Key"]
+            yield [Stored(entry["Key"], entry["LastModified"]) for entry in page.get("Contents", [])]
 
     def presigned(self, key: str, *, filename: str, seconds: int) -> str:
         # The name goes out as RFC 6266 says, so that no character of it can end the header.
@@ -155,12 +167,7 @@ class S3Multipart:
     def abort(self) -> None:
         if self._id is None:
             return
-        try:
-            self._client.abort_multipart_upload(**self._where, UploadId=self._id)
-        except ClientError as error:
-            # Somebody else has ended it: what was asked for is so.
-            if _code(error) != "NoSuchUpload":
-                raise
+        _abort(self._client, {**self._where, "UploadId": self._id})
 
 
 def _client(settings: Settings, endpoint: str | None) -> Any:  # Any: boto3 ships no types
@@ -180,6 +187,15 @@ def _client(settings: Settings, endpoint: str | None) -> Any:  # Any: boto3 ship
             max_pool_connections=32,
         ),
     )
+
+
+def _abort(client: Any, upload: dict[str, str]) -> None:  # Any: boto3 ships no types
+    try:
+        client.abort_multipart_upload(**upload)
+    except ClientError as error:
+        # Somebody else has ended it: what was asked for is so.
+        if _code(error) != "NoSuchUpload":
+            raise
 
 
 def _code(error: ClientError) -> str:

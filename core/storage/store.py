@@ -14,7 +14,9 @@ generation it wrote at, so a late worker can't touch what its successor wrote, a
     base-models/<sha256>/<path>                           by content, shared by all registrations of it
 """
 
+import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -45,6 +47,36 @@ class Facts(NamedTuple):
     etag: str
 
 
+class Stored(NamedTuple):
+    """An object as a listing has it."""
+
+    key: str
+    modified: datetime
+
+
+Page = list[Stored]
+"""By another name, since a store's own ``list`` hides Python's."""
+
+
+class Unfinished(NamedTuple):
+    """A multipart upload that was begun and neither completed nor aborted."""
+
+    key: str
+    id: str
+    begun: datetime
+
+
+class Place(NamedTuple):
+    """What a key says: whose the object is, and at which generation it was written; None: at any."""
+
+    kind: str
+    """The first part of the key: ``jobs``, ``files``, …"""
+    owner: str
+    generation: int | None
+    rest: str
+    """What follows: ``artifact/config.json``, say; empty where the owner is the object."""
+
+
 class Store(Protocol):
     def put(self, key: str, data: bytes, *, only_new: bool = False) -> None:
         """Write an object; with ``only_new``, raise ``Conflict`` when the key exists."""
@@ -55,6 +87,11 @@ class Store(Protocol):
 
     def abort_multiparts(self, key: str) -> None:
         """Forget every multipart upload to exactly this key that was begun and not completed."""
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """Every multipart upload that is still open, whatever it is for."""
+
+    def abort(self, upload: Unfinished) -> None: ...
 
     def stream(self, key: str) -> Iterator[bytes]:
         """The object's bytes in pieces, in memory for one; raises ``NotFound``."""
@@ -75,6 +112,9 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Iterator[str]: ...
 
+    def pages(self, prefix: str) -> Iterator[Page]:
+        """The objects below the prefix, up to a thousand at a time."""
+
     def presigned(self, key: str, *, filename: str, seconds: int) -> str:
         """A URL that lets anybody GET this one object for a while, at the address clients reach."""
 
@@ -82,6 +122,21 @@ class Store(Protocol):
         """Raise ``Unavailable`` when the store does not answer."""
 
     def create_bucket(self) -> None: ...
+
+
+_PLACE = re.compile(
+    r"(?P<kind>jobs|files|uploads|prepared|answers|base-models)/(?P<owner>[^/]+)"
+    r"(?:/gen-(?P<generation>\d{1,18}))?(?:/(?P<rest>.+))?"
+)
+
+
+def place(key: str) -> Place | None:
+    """What the key says; None where it is none of this service's."""
+    found = _PLACE.fullmatch(key)
+    if found is None:
+        return None
+    generation = found["generation"]
+    return Place(found["kind"], found["owner"], None if generation is None else int(generation), found["rest"] or "")
 
 
 def file(file_id: str) -> str:

@@ -418,6 +418,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoints")),
         sa.UniqueConstraint("job_id", "step", name=op.f("uq_checkpoints_job_id_step")),
     )
+    op.create_index(
+        "ix_checkpoints_recovery",
+        "checkpoints",
+        ["job_id"],
+        unique=False,
+        postgresql_where=sa.text("kind = 'recovery'"),
+    )
     op.create_table(
         "events",
         sa.Column("job_id", sa.Text(), nullable=False),
@@ -513,6 +520,7 @@ def downgrade() -> None:
     op.drop_table("metrics")
     op.drop_table("idempotency_keys")
     op.drop_table("events")
+    op.drop_index("ix_checkpoints_recovery", table_name="checkpoints", postgresql_where=sa.text("kind = 'recovery'"))
     op.drop_table("checkpoints")
     op.drop_table("attempts")
     op.drop_index(op.f("ix_webhook_deliveries_endpoint_id"), table_name="webhook_deliveries")

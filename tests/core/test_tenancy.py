@@ -12,6 +12,7 @@ OWNED = {"Answer", "File", "Job", "Permission", "TunedModel", "Upload", "Webhook
 WORKERS_SIDE = {
     "deliveries.py",
     "joins.py",
+    "litter.py",
     "replies.py",
     "runs.py",
     "sweeps.py",

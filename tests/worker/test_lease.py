@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import update
 
 from core.config import Settings
@@ -62,6 +63,28 @@ def test_cancelling_stops_the_child_and_keeps_the_row(
         assert stopped.wait(3)
         assert lease.cancelled
         assert not lease.lost.is_set()
+
+
+def test_a_heartbeat_that_gets_no_answer_stops_the_child_in_time(
+    parts: Parts, claim: Claim, quick: Settings, stopped: threading.Event
+) -> None:
+    """A statement that waits raises nothing: somebody else has to look at the clock."""
+    with transaction(parts.sessions) as session:
+        session.execute(update(WorkItem).values(worker_id="locked"))
+        began = time.monotonic()
+        lease = Lease(parts.sessions, claim, quick, stopped.set)
+        lease.__enter__()
+        assert stopped.wait(5)
+        waited = time.monotonic() - began
+        assert lease.lost.is_set()
+    lease.__exit__()
+    assert waited > quick.authority_seconds
+
+
+@pytest.mark.parametrize("wrong", [{"authority_seconds": 60}, {"lease_seconds": 30}, {"heartbeat_seconds": 40}])
+def test_periods_out_of_proportion_are_refused_when_a_process_starts(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="must be less than ATTUNE_AUTHORITY_SECONDS"):
+        Settings(**wrong)  # type: ignore[arg-type]  # pydantic checks
 
 
 def test_a_silent_database_stops_the_child_before_the_lease_ends(
