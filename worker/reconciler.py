@@ -1,4 +1,4 @@
-"""``python -m worker.reconciler``: sweeps every few seconds; has the deliverer of webhooks and the collector as threads.
+"""``python -m worker.reconciler``: sweeps every few seconds; its threads deliver webhooks and collect litter.
 
 Any number may run; one of them sweeps at a time.
 """
