@@ -407,7 +407,6 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "precision": ("fp32", "bf16", "auto"),
     "head_gradient": ("exact",),
     "eval.generate": (None,),
-    "early_stopping": (None,),
     "checkpoints.every": (None, "epoch"),
     "checkpoints.keep": (None,),
     "limits.max_seconds": (None,),

@@ -57,6 +57,12 @@ class ResolvedEval(Table):
     """Steps; None: there is no validation file."""
 
 
+class ResolvedEarlyStopping(Table):
+    patience: int
+    min_delta: float
+    warmup_evals: int
+
+
 class ResolvedResources(Table):
     devices: int
     priority: Literal["low", "normal", "high"]
@@ -106,6 +112,8 @@ class Resolved(Table):
     format: Format
     data: ResolvedData
     eval: ResolvedEval
+    early_stopping: ResolvedEarlyStopping | None = None
+    """None: every step is done, and the last one's weights are the result."""
     resources: ResolvedResources
     seed: int
     hyperparameters: ResolvedHyperparameters

@@ -80,6 +80,17 @@ class PreferenceSpec(_Strict):
     """Weight of the wanted answers' own loss, as a supervised job would have it."""
 
 
+class EarlyStoppingSpec(_Strict):
+    """The run ends when evaluations stop getting better, and the best one's weights are its result."""
+
+    patience: int = 2
+    """Evaluations in a row that may be no better"""
+    min_delta: float = 0.0
+    """A loss that is lower by no more than this is no better."""
+    warmup_evals: int = 1
+    """The first evaluations, which ``patience`` doesn't count"""
+
+
 class InitSpec(_Strict):
     """Weights of an earlier job that this one begins from."""
 
@@ -121,6 +132,7 @@ class TrainSpec(_Strict):
     """``merged``: besides the adapter, a whole model with the adapter in its weights."""
     eval_every: int | None = None
     """Steps between passes over the validation rows; None: at each epoch's end."""
+    early_stopping: EarlyStoppingSpec | None = None
     recovery_seconds: float = 300
     """Longest time between two recovery checkpoints (epoch checkpoints count)."""
     recovery_fraction: float = 0.1
@@ -147,8 +159,10 @@ class Event(BaseModel):
     checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
     message     level: info | warn | error, message, data
     done        artifact (relative path), steps, tokens, trained_tokens, metrics, stop_reason (None: all steps were
-                done; else a phase of a succeeded job, ``stopped_by_user`` say)
-    error       code, message, param: a fault the user can act on; the child then exits with status 3
+                done; else a phase of a succeeded job, ``stopped_by_user`` say), best_step (the evaluation whose
+                weights the artifact has; None: the last step's)
+    error       code, message, param: a fault the user can act on; the child then exits with status 3. Of a run that
+                diverged also good_step: the newest checkpoint from before (0: there is none)
     """
 
     model_config = ConfigDict(extra="allow")

@@ -138,6 +138,10 @@ def _options(wanted: JobCreate, method: str, asked: Hyperparameters, prefix: str
     except OptionsError as error:
         raise _bad(error.faults) from None
     faults = [*options.conflicts(chosen, asked, prefix), *options.unsupported(chosen, method)]
+    if chosen.early_stopping is not None and not (wanted.validation_file or chosen.data.validation_fraction):
+        path = "ext.early_stopping"
+        message = f"{path} needs validation rows: give validation_file or ext.data.validation_fraction"
+        faults.append(options.Fault(path, message))
     if faults:
         raise _bad(faults)
     return chosen

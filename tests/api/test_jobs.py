@@ -102,6 +102,7 @@ def test_an_alias_is_answered_as_it_was_asked_and_the_events_say_what_it_means(a
         ({"ext": {"lora": {"rank": 0}}}, "ext.lora.rank", ("1 to 512",)),
         ({"ext": {"adapter": "full", "lora": {"rank": 8}}}, "ext.lora.rank", ("adapter lora or qlora", "adapter full")),
         ({"ext": {"adapter": "layers"}}, "ext.layers", ("is missing",)),
+        ({"ext": {"early_stopping": {}}}, "ext.early_stopping", ("validation_file", "validation_fraction")),
         ({"ext": {"epochs": 2}, "hyperparameters": {"n_epochs": 3}}, "ext.epochs", ("exclude",)),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", ()),
         ({"validation_file": "file-none"}, "validation_file", ("file-none",)),

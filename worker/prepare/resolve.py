@@ -11,6 +11,7 @@ from core.options import LOW_RANK, OWN_WEIGHTS, Hyperparameters, JobOptions
 from core.resolved import (
     Resolved,
     ResolvedData,
+    ResolvedEarlyStopping,
     ResolvedEval,
     ResolvedHyperparameters,
     ResolvedLora,
@@ -19,7 +20,7 @@ from core.resolved import (
     ResolvedPrompt,
     ResolvedResources,
 )
-from worker.folder import BaseSpec, InitSpec, LoraSpec, OptimSpec, PreferenceSpec, TrainSpec
+from worker.folder import BaseSpec, EarlyStoppingSpec, InitSpec, LoraSpec, OptimSpec, PreferenceSpec, TrainSpec
 from worker.prepare.folder import Facts, Note, Prepared, Tokenised
 
 # Outside these a run almost never learns anything good.
@@ -184,6 +185,7 @@ def resolve(
         format=form,
         data=ResolvedData.model_validate(options.data.model_dump()),
         eval=ResolvedEval(every=_eval_every(options, sizes, steps, passes, reason)),
+        early_stopping=_early_stopping(options),
         resources=ResolvedResources(devices=1, priority=options.resources.priority),
         seed=seed,
         hyperparameters=ResolvedHyperparameters(
@@ -374,6 +376,10 @@ def _eval_every(
     return every
 
 
+def _early_stopping(options: JobOptions) -> ResolvedEarlyStopping | None:
+    return options.early_stopping and ResolvedEarlyStopping(**options.early_stopping.model_dump())
+
+
 def train_spec(
     resolved: Resolved,
     *,
@@ -405,6 +411,7 @@ def train_spec(
         gradient_checkpointing=resolved.gradient_checkpointing,
         outputs=resolved.outputs,
         eval_every=resolved.eval.every if isinstance(resolved.eval.every, int) else None,
+        early_stopping=resolved.early_stopping and EarlyStoppingSpec(**resolved.early_stopping.model_dump()),
         init=init,
         threads=threads,
         resume=resume,

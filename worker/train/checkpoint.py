@@ -4,6 +4,8 @@ adapter_model.safetensors, adapter_config.json   the adapter, loadable by itself
                                                  trained, model.safetensors and config.json
 state.safetensors                                the optimizer's moments: ``<parameter>/<moment>``
 reference.safetensors                            of preferences: what the reference says of every row
+best.safetensors                                 with early stopping: the weights of the best evaluation, unless it is
+                                                 this step's
 state.json                                       progress, random state, what made it
 manifest.json                                    written last
 """
@@ -23,12 +25,14 @@ from torch.optim import Optimizer
 
 from worker.folder import TrainSpec
 from worker.train import manifest, weights
+from worker.train.best import Best
 from worker.train.faults import CheckpointRefused
 from worker.train.model import Model
 
 TENSORS = "state.safetensors"
 STATE = "state.json"
 REFERENCE = "reference.safetensors"
+BEST = "best.safetensors"
 
 Kind = Literal["epoch", "recovery"]
 
@@ -44,6 +48,8 @@ class Progress(BaseModel):
     seconds: float = 0.0
     metrics: dict[str, float | None] = {}
     """The last step's and the last evaluation's."""
+    best: Best = Best()
+    """Kept with early stopping only"""
 
 
 class State(BaseModel):
@@ -111,13 +117,20 @@ def set_random_state(model: Model, state: dict[str, list[int]]) -> None:
 
 
 def save(
-    folder: Path, model: Model, optimizer: Optimizer, state: State, reference: dict[str, torch.Tensor] | None = None
+    folder: Path,
+    model: Model,
+    optimizer: Optimizer,
+    state: State,
+    reference: dict[str, torch.Tensor] | None = None,
+    best: dict[str, torch.Tensor] | None = None,
 ) -> None:
     draft = manifest.draft(folder)
     weights.write(model, draft)
     save_file(_moments(model, optimizer), draft / TENSORS)
     if reference:
         save_file({name: scores.cpu() for name, scores in reference.items()}, draft / REFERENCE)
+    if best:
+        save_file(best, draft / BEST)
     (draft / STATE).write_text(state.model_dump_json() + "\n")
     manifest.seal(draft, folder)
 
@@ -151,6 +164,11 @@ def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State
         ) from error
     set_random_state(model, state.rng)
     return state
+
+
+def best(folder: Path) -> dict[str, torch.Tensor]:
+    """Legal after :func:`load` has looked at the checkpoint."""
+    return load_file(folder / BEST)
 
 
 def reference(folder: Path) -> dict[str, torch.Tensor]:

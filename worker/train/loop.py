@@ -12,6 +12,7 @@ from torch import Tensor
 from worker.folder import STOP, TrainSpec
 from worker.train import checkpoint, optimizers, preference, schedule
 from worker.train.batches import Order, Rows
+from worker.train.best import Keeper
 from worker.train.checkpoint import Kind, Progress, State
 from worker.train.events import Events
 from worker.train.faults import Drained, Refused
@@ -45,6 +46,8 @@ class Run:
         self.config = checkpoint.config_sha256(spec, self.data)
         self.fingerprint = checkpoint.fingerprint(spec, self.model)
         self.progress = Progress()
+        self.best = None if spec.early_stopping is None or self.judge is None else Keeper(spec.early_stopping, self.model)
+        self.stop_reason: str | None = None
         self.resumed_from = 0
         self.saved_at = 0
         self.saved_time = time.monotonic()
@@ -74,6 +77,10 @@ class Run:
         for step, chosen in self.order.steps(progress.step, spec.total_steps):
             if self._stop_due:
                 self._stop()
+                self.stop_reason = "stopped_by_user"
+                break
+            if self.best is not None and self.best.over(progress.best):
+                self.stop_reason = "early_stopped"
                 break
             began = time.perf_counter()
             rng = checkpoint.random_state(model)
@@ -115,6 +122,8 @@ class Run:
                 tokens_per_second=tokens / seconds,
             )
             self._settle()
+        if self.best is not None and progress.best.step not in (None, progress.step):
+            self.best.restore()
         return progress
 
     def _gradients(self) -> list[Tensor]:
@@ -130,11 +139,10 @@ class Run:
 
     def _settle(self) -> None:
         """What follows a step: evaluation, a checkpoint when one is due, the end when somebody asks for it."""
-        if self._evaluation_due:
-            self._evaluate()
+        best = self._evaluation_due and self._evaluate()
         self.progress.settled = True
         step, last = self.progress.step, self.spec.total_steps
-        if step % self.order.steps_per_epoch == 0 or step == last:
+        if best or step % self.order.steps_per_epoch == 0 or step == last:
             self._save("epoch")
         elif self._recovery_due:
             self._save("recovery")
@@ -175,8 +183,11 @@ class Run:
         return steps >= share or seconds >= self.spec.recovery_seconds
 
     @torch.inference_mode()
-    def _evaluate(self) -> None:
-        """The loss over all validation rows, as the training loss is weighed. Sums only: logits are never kept."""
+    def _evaluate(self) -> bool:
+        """The loss over all validation rows, as the training loss is weighed. Sums only: logits are never kept.
+
+        Whether it is the best so far, where that matters.
+        """
         assert self.judge is not None
         self.events.emit("phase", phase="evaluating")
         began = time.perf_counter()
@@ -196,6 +207,10 @@ class Run:
         tokens = self.judge.tokens(chosen)
         self.events.emit("eval", step=self.progress.step, tokens=tokens, seconds=seconds, **metrics)
         self.events.emit("phase", phase="training")
+        loss = metrics["valid_loss"]
+        return self.best is not None and self.best.look(
+            self.progress.best, self.progress.step, math.nan if loss is None else loss
+        )
 
     def _save(self, kind: Kind) -> None:
         step = self.progress.step
@@ -214,6 +229,7 @@ class Run:
                     rng=checkpoint.random_state(self.model),
                 ),
                 reference=self._reference_scores(),
+                best=self.best.weights if self.best and self.progress.best.step != step else None,
             )
         self.saved_at, self.saved_time = step, time.monotonic()
         self.events.emit(
@@ -229,6 +245,10 @@ class Run:
         state = checkpoint.load(folder, self.model, self.optimizer, self.config)
         progress = state.progress
         self.resumed_from = self.saved_at = progress.step
+        if self.best is not None and progress.best.step is not None:
+            self.best.keep()
+            if progress.best.step != progress.step:
+                self.best.weights = checkpoint.best(folder)
         different = {
             name: {"then": state.fingerprint.get(name), "now": now}
             for name, now in self.fingerprint.items()

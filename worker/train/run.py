@@ -74,7 +74,8 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
         tokens=progress.tokens,
         trained_tokens=progress.trained_tokens,
         metrics=progress.metrics,
-        stop_reason="stopped_by_user" if progress.step < spec.total_steps else None,
+        stop_reason=job.stop_reason,
+        best_step=progress.best.step,
     )
 
 
