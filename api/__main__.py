@@ -8,7 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.main import create_app
-from core import config, wiring
+from core import config, telemetry, wiring
 
 
 class Server(uvicorn.Server):
@@ -26,6 +26,7 @@ class Server(uvicorn.Server):
 def main() -> None:
     settings = config.load()
     wiring.configure_logging(settings)
+    telemetry.serve(settings)
     app = create_app()
     server = Server(
         uvicorn.Config(

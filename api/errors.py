@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from api.deps import dotted
-from core import errors
+from core import errors, telemetry
 from core.errors import AttuneError
 
 log = structlog.get_logger()
@@ -121,6 +121,7 @@ def _unstorable(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_away(request: Request, error: Exception) -> JSONResponse:
+    telemetry.database_away.inc()
     log.warning("database.away", error=type(error).__name__)
     return envelope(503, "The database is away; try again shortly.", code="unavailable", headers={"retry-after": "2"})
 

@@ -1,11 +1,13 @@
 """Around every request: an id on the answer, and a plain refusal of what no handler should see."""
 
+import time
+
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import envelope, unexpected
-from core import ids
+from core import ids, telemetry
 
 
 class RequestIds:
@@ -23,11 +25,13 @@ class RequestIds:
         structlog.contextvars.bind_contextvars(request_id=request_id)
 
         started = False
+        began = time.perf_counter()
 
         async def with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                _count(scope, message["status"], time.perf_counter() - began)
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -42,3 +46,11 @@ class RequestIds:
             if started:
                 raise
             await unexpected(scope["path"], error)(scope, receive, with_id)
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    # By the route and not by the path, of which there are as many as there are ids.
+    route = getattr(scope.get("route"), "path", "none")
+    method = scope["method"] if route != "none" else "none"
+    telemetry.requests.labels(method, route, str(status)).inc()
+    telemetry.request_seconds.labels(method, route).observe(seconds)

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     # HTTP.
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Where this process answers Prometheus; empty: nowhere."""
+    metrics_host: str = "127.0.0.1"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

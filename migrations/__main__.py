@@ -13,6 +13,7 @@ from core.config import Settings
 from core.db.session import engine, sessions, transaction
 from core.services import keys, tenants
 from core.storage.s3 import S3Store
+from migrations import backup
 
 # Any number of processes may start at once; one migrates, the others wait and find nothing left to do.
 _LOCK = 0x417474756E65
@@ -57,6 +58,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m migrations", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("upgrade", help="apply what is missing, and make default tenant, admin key and bucket")
+    verbs.add_parser("backup", help="all rows and objects into a new folder").add_argument("folder", type=Path)
+    verbs.add_parser("restore", help="a backup into an empty service").add_argument("folder", type=Path)
     verbs.add_parser("downgrade", help="undo revisions").add_argument("revision")
     verbs.add_parser("check", help="exit 1 when tables and revisions differ")
     verbs.add_parser("revision", help="write a new revision from the difference").add_argument("message")
@@ -69,6 +72,10 @@ def main() -> int:
         prepare(settings, bound)
     elif given.verb == "downgrade":
         migrate(bound, given.revision)
+    elif given.verb in ("backup", "restore"):
+        act = backup.backup if given.verb == "backup" else backup.restore
+        rows, objects = act(bound, S3Store(settings), given.folder)
+        print(f"{given.verb}: {rows} rows, {objects} objects")
     else:
         with bound.connect() as connection:
             if given.verb == "check":

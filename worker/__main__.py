@@ -9,7 +9,7 @@ from types import FrameType
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from core import config, wiring
+from core import config, telemetry, wiring
 from worker import registry, scratch
 from worker.registry import Registration
 from worker.runner import Runner
@@ -68,6 +68,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, drain)
     _name = registry.hold_name(settings)
     parts = wiring.assemble(settings)
+    telemetry.serve(settings)
     slots = [Slot(index, settings.worker_kinds, settings) for index in range(settings.worker_slots)]
     registration = Registration(
         parts.sessions,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from core import telemetry
 from core.config import Settings
 from core.db.session import Sessions, transaction
 from core.errors import LostAuthority
@@ -82,6 +83,7 @@ class Lease:
     def _lose(self) -> None:
         if self.lost.is_set():
             return
+        telemetry.leases_lost.inc()
         log.warning("lease.lost", id=self.claim.id, generation=self.claim.generation)
         self.lost.set()
         self._stop()

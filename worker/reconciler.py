@@ -12,12 +12,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from core import config, wiring
+from core import config, telemetry, wiring
 from core.db.session import transaction
 from core.services import checkpoints, deliveries, joins, replies, runs, sweeps, token_sets, workers
 from core.wiring import Parts
 from worker.collector import Collector
 from worker.deliverer import Deliverer
+from worker.standing import Standing
 
 log = structlog.get_logger()
 
@@ -58,6 +59,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     parts = wiring.assemble(settings, pool_size=4)
+    telemetry.serve(settings, Standing(parts))
     deliverer = Deliverer(parts)
     deliverer.start()
     collector = Collector(parts)
@@ -66,7 +68,9 @@ def main() -> int:
     while not ended.wait(settings.sweep_seconds):
         try:
             sweep(parts)
+            telemetry.sweeps.labels("done").inc()
         except (SQLAlchemyError, BotoCoreError, ClientError) as error:
+            telemetry.sweeps.labels("failed").inc()
             log.warning("sweep.failed", error=type(error).__name__)
     collector.stop()
     deliverer.stop()

@@ -8,6 +8,7 @@ import orjson
 import structlog
 from sqlalchemy.exc import OperationalError
 
+from core import telemetry
 from core.db.session import Sessions
 from core.db.tables import Job
 from core.queue.claims import Claim
@@ -77,6 +78,10 @@ class Reporter:
             case "step":
                 with self._fenced() as (session, job):
                     runs.steps(session, job, batch, self._total)
+                telemetry.steps.inc(len(batch))
+                telemetry.tokens.inc(sum(step["tokens"] for step in batch))
+                telemetry.step_seconds.inc(sum(step["seconds"] for step in batch))
+                telemetry.tokens_per_second.set(batch[-1]["tokens_per_second"])
             case "eval":
                 with self._fenced() as (session, job):
                     runs.evaluated(session, job, line, self._total)

@@ -6,6 +6,7 @@ that the user can act on; the child's own words are kept as the job's log.
 
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.exc import SQLAlchemyError
 
+from core import telemetry
 from core.db.session import transaction
 from core.db.tables import BaseModel, Job, WorkItem
 from core.errors import JobError, LostAuthority
@@ -65,6 +67,14 @@ class Runner:
     # -- claim
 
     def _claim_job(self, status: Status) -> Job | None:
+        began = time.monotonic()
+        job = self._next_job(status)
+        if job is not None:
+            telemetry.claims.labels(status).inc()
+            telemetry.claim_seconds.labels(status).observe(time.monotonic() - began)
+        return job
+
+    def _next_job(self, status: Status) -> Job | None:
         with transaction(self.parts.sessions) as session:
             job = claims.next_job(session, status, self.worker_id, self.parts.settings)
             if job is None:
@@ -80,6 +90,7 @@ class Runner:
         with transaction(self.parts.sessions) as session:
             item = claims.next_item(session, self.worker_id, self.parts.settings)
             if item is not None:
+                telemetry.claims.labels("items").inc()
                 log.info("item.claimed", item_id=item.id, kind=item.kind, generation=item.generation)
             return item
 

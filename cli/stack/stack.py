@@ -218,12 +218,15 @@ class Stack:
         base_url = f"http://{_reachable(self.env['ATTUNE_HOST'])}:{self.env['ATTUNE_PORT']}"
         admin_key = self.env["ATTUNE_BOOTSTRAP_ADMIN_KEY"]
         since = ready.database_time(self.env["ATTUNE_DATABASE_URL"])
-        for service in self._plan.services:
+        metrics = self.env.get("ATTUNE_METRICS_PORT")
+        for number, service in enumerate(self._plan.services):
+            # A port each: they all run on this machine.
+            own = {"ATTUNE_METRICS_PORT": str(int(metrics) + number)} if metrics else {}
             self.supervisor.add(
                 Program(
                     name=service.name,
                     command=service.command,
-                    env={**self.env, **service.env},
+                    env={**self.env, **own, **service.env},
                     cwd=self.home.run,
                     stop_signal=signal.SIGTERM,
                 ),

@@ -24,6 +24,9 @@ def engine(settings: Settings, *, pool_size: int = 10) -> Engine:
         connect_args={
             "connect_timeout": 5,
             "application_name": "attune",
+            # A process that was stopped inside a transaction must not keep its locks for ever: nobody could take the
+            # row from it. No transaction of ours waits for anything but the database.
+            "options": f"-c idle_in_transaction_session_timeout={int(1000 * settings.lease_seconds)}",
             # A peer that vanished without a word is noticed within half a minute.
             "keepalives_idle": 10,
             "keepalives_interval": 5,

@@ -11,7 +11,7 @@ from typing import TypeVar
 from sqlalchemy import Select, or_, select, update
 from sqlalchemy.orm import Session
 
-from core import clock
+from core import clock, telemetry
 from core.config import Settings
 from core.db.tables import Job, WorkItem
 from core.errors import LostAuthority
@@ -132,6 +132,7 @@ def heartbeat(session: Session, claim: Claim, settings: Settings) -> Wish | None
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if row is None:
+        telemetry.fenced_writes_refused.inc()
         raise LostAuthority(f"{claim.id} is no longer owned at generation {claim.generation}")
     return None if row.wish is None else Wish(row.wish)
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from core import telemetry
 from core.db.session import Sessions, transaction
 from core.db.tables import Job, WorkItem
 from core.errors import LostAuthority
@@ -29,5 +30,6 @@ def fenced(sessions: Sessions, table: type[Claimed], id: str, generation: int) -
             .with_for_update(key_share=True)
         )
         if row is None:
+            telemetry.fenced_writes_refused.inc()
             raise LostAuthority(f"{id} is no longer owned at generation {generation}")
         yield session, row

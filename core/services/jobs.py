@@ -20,11 +20,25 @@ from core.options import Hyperparameters, JobOptions, OptionsError
 from core.queue import shares
 from core.schemas import jobs as shape
 from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch
-from core.services import base_models, data, events, idempotency, origins, pages, queue, quotas, runs, token_sets
+from core.services import (
+    base_models,
+    data,
+    events,
+    idempotency,
+    origins,
+    pages,
+    queue,
+    quotas,
+    runs,
+    token_sets,
+    workers,
+)
 from core.services.idempotency import Once
 from core.states import TERMINAL, Phase, Status
 from core.storage import store as layout
 
+_LEAST_BYTES = {"qlora": 0.5}
+"""Of a base model's parameter in memory; of any other adapter two."""
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 
 
@@ -57,6 +71,7 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
     if first is not None:
         return first
     method, asked, chosen, base, _, init = checked(session, tenant, wanted, settings)
+    _check_room(session, base, chosen)
     quotas.check_open_jobs(session, tenant, settings)
     job = Job(
         id=ids.job(),
@@ -87,6 +102,25 @@ def create(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settin
         events.append(session, job, f"The model {wanted.model!r} stands for the base model {base.name!r} here.")
     events.append(session, job, f"Validating training file: {wanted.training_file}")
     return job
+
+
+def _check_room(session: Session, base: BaseModel, chosen: JobOptions) -> None:
+    """Refuse what no registered worker could ever run: the base model's weights alone are larger than any slot.
+
+    What else a run needs is known once its data are prepared, and told by an estimate.
+    """
+    parameters = (base.facts or {}).get("parameters")
+    room = workers.largest_room(session)
+    if parameters is None or room is None:
+        return
+    least = parameters * _LEAST_BYTES.get(chosen.adapter, 2.0)
+    if least > room:
+        raise BadRequest(
+            f"model: the weights of {base.name!r} alone take {least / 1e9:.1f} GB, and a slot of the largest "
+            f"registered worker has {room / 1e9:.1f} GB.",
+            param="model",
+            code="no_worker_fits",
+        )
 
 
 def checked(session: Session, tenant: Tenant, wanted: JobCreate, settings: Settings) -> Checked:

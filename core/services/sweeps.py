@@ -4,7 +4,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core import clock
+from core import clock, telemetry
 from core.config import Settings
 from core.db.tables import BaseModel, File, Job, WorkItem
 from core.queue import claims
@@ -20,6 +20,7 @@ def expired_jobs(session: Session, settings: Settings) -> int:
         select(Job).where(Job.lease_until <= clock.now()).with_for_update(key_share=True, skip_locked=True).limit(100)
     ).all()
     for job in rows:
+        telemetry.leases_expired.labels("jobs").inc()
         log.warning("lease.expired", job_id=job.id, generation=job.generation, worker_id=job.worker_id)
         runs.lost(session, job, settings, "its worker was lost")
     return len(rows)
@@ -33,6 +34,7 @@ def expired_items(session: Session, settings: Settings) -> int:
         .limit(100)
     ).all()
     for item in rows:
+        telemetry.leases_expired.labels("work_items").inc()
         item_lost(session, item, settings)
     return len(rows)
 

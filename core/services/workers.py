@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Double, cast, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from core import clock
@@ -51,6 +51,12 @@ def training(session: Session, settings: Settings) -> list[Worker]:
     there = Worker.last_seen_at > clock.now() - timedelta(seconds=3 * settings.heartbeat_seconds)
     taking = select(Worker).where(Worker.kind == "train", Worker.draining.is_(False), there)
     return list(session.scalars(taking.order_by(Worker.started_at, Worker.id)))
+
+
+def largest_room(session: Session) -> float | None:
+    """Bytes of memory of the largest slot of any registered train worker, there or not; None where there is none."""
+    room = func.max(Worker.memory_bytes / cast(Worker.slots, Double))
+    return session.scalar(select(room).where(Worker.kind == "train"))
 
 
 def forget_old(session: Session) -> None:

@@ -110,3 +110,20 @@ def test_own_jobs_are_named_and_others_counted(
     other = rival.http.get("/v1/fine_tuning/queue").json()
     assert [job["position"] for job in other["waiting"]["yours"]] == [1, 2]
     assert (other["waiting"]["others"], other["running"]["others"]) == (1, 2)
+
+
+def test_a_job_that_no_registered_worker_could_ever_run_is_refused(parts: Parts, account: Account) -> None:
+    with transaction(parts.sessions) as session:
+        session.execute(update(BaseModel).values(facts={"parameters": 8_000_000_000}))
+    file_id = upload(account)
+    # Nobody has registered yet, so nothing can be said.
+    assert create(account, training_file=file_id).status_code == 200
+    worker(parts, memory_bytes=24_000_000_000, slots=2)
+    refused = create(account, training_file=file_id, seed=1)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_worker_fits")
+    assert "16.0 GB" in refused.json()["error"]["message"]
+    assert "12.0 GB" in refused.json()["error"]["message"]
+    # In four bits it may fit; and so it does where one that is away now has the room.
+    assert create(account, training_file=file_id, seed=2, ext={"adapter": "qlora"}).status_code == 200
+    worker(parts, id="worker_b", name="large", memory_bytes=24_000_000_000)
+    assert create(account, training_file=file_id, seed=3).status_code == 200

@@ -15,7 +15,7 @@ from core.config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
-FOREIGN = {"postgres", "redis", "seaweedfs"}
+FOREIGN = {"postgres", "redis", "seaweedfs", "prometheus"}
 
 
 @pytest.fixture(scope="module")
@@ -129,17 +129,24 @@ def test_a_train_worker_runs_only_in_a_profile(compose: dict[str, Any]) -> None:
     assert services["worker-train-gpu"]["profiles"] == ["gpu"]
     (device,) = services["worker-train-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
-    assert [name for name, service in services.items() if "profiles" in service] == ["worker-train", "worker-train-gpu"]
+    assert [name for name, service in services.items() if "profiles" in service] == [
+        "worker-train",
+        "worker-train-gpu",
+        "prometheus",
+    ]
+    assert services["prometheus"]["profiles"] == ["monitoring"]
 
 
 def test_images_are_pinned(compose: dict[str, Any]) -> None:
     for name in FOREIGN:
-        assert re.search(r":\d+\.\d+", compose["services"][name]["image"]), name
+        assert re.search(r":v?\d+\.\d+", compose["services"][name]["image"]), name
 
 
 def test_only_the_api_and_the_store_are_published(compose: dict[str, Any]) -> None:
     published = {name for name, service in compose["services"].items() if "ports" in service}
-    assert published == {"api", "seaweedfs"}
+    assert published == {"api", "seaweedfs", "prometheus"}
+    # Not beyond this machine.
+    assert compose["services"]["prometheus"]["ports"] == ["127.0.0.1:9090:9090"]
     assert compose["services"]["seaweedfs"]["ports"] == ["${S3_PORT:-8333}:8333"]
 
 

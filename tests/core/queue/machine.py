@@ -64,7 +64,7 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.jobs: list[Known] = []
-        self.open: tuple[Known, AbstractContextManager[Any], Session] | None = None
+        self.open: tuple[Known, AbstractContextManager[Any], Session, Job] | None = None
         fresh(self.sessions)
 
     def teardown(self) -> None:
@@ -74,9 +74,13 @@ class Queue(RuleBasedStateMachine):
     # What happens.
 
     @precondition(lambda self: len(self.jobs) < 5)
-    @rule(project=st.sampled_from(PROJECTS), priority=st.sampled_from([-1, 0, 1]))
-    def submit(self, project: str, priority: int) -> None:
-        known = Known(f"ftjob-{len(self.jobs)}", project)
+    @rule(
+        project=st.sampled_from(PROJECTS),
+        priority=st.sampled_from([-1, 0, 1]),
+        status=st.sampled_from([Status.QUEUED, Status.VALIDATING]),
+    )
+    def submit(self, project: str, priority: int, status: Status) -> None:
+        known = Known(f"ftjob-{len(self.jobs)}", project, status)
         with transaction(self.sessions) as session:
             job = Job(
                 id=known.id,
@@ -88,13 +92,13 @@ class Queue(RuleBasedStateMachine):
                 method={},
                 options={},
                 priority=priority,
-                status=Status.VALIDATING,
-                phase=Phase.CREATED,
+                status=status,
+                phase=Phase.CREATED if status == Status.VALIDATING else Phase.QUEUED,
                 event_count=0,
                 last_event_step=0,
                 losses=0,
             )
-            shares.enter(session, job, Status.VALIDATING)
+            shares.enter(session, job, status)
             session.add(job)
         self.jobs.append(known)
 
@@ -208,7 +212,9 @@ class Queue(RuleBasedStateMachine):
 
     @precondition(lambda self: self._late())
     @rule(
-        at=AT, which=AT, deed=st.sampled_from(["heartbeat", "steps", "checkpoint", "succeed", "fail", "lose", "back"])
+        at=AT,
+        which=AT,
+        deed=st.sampled_from(["heartbeat", "heartbeat", "steps", "checkpoint", "succeed", "fail", "lose", "back"]),
     )
     def zombie(self, at: int, which: int, deed: str) -> None:
         known = self._pick(self._late(), at)
@@ -241,21 +247,21 @@ class Queue(RuleBasedStateMachine):
         known = self._pick(self._owned(Status.RUNNING), at)
         writing = fenced(self.sessions, Job, known.id, _claim(known).generation)
         session, job = writing.__enter__()
-        _steps(session, job, known.steps, 1)
-        session.flush()
-        self.open = known, writing, session
+        # Nothing is written yet: the fence alone must keep others away from the row.
+        self.open = known, writing, session, job
 
     @precondition(lambda self: self.open is not None)
     @rule()
     def write_to_the_end(self) -> None:
         assert self.open is not None
-        known = self.open[0]
+        known, _, session, job = self.open
+        _steps(session, job, known.steps, 1)
         self._close()
         known.steps += 1
 
     def _close(self) -> None:
         assert self.open is not None
-        _, writing, _ = self.open
+        writing = self.open[1]
         self.open = None
         writing.__exit__(None, None, None)
 
@@ -396,7 +402,9 @@ class Queue(RuleBasedStateMachine):
         ]
 
     def _late(self) -> list[Known]:
-        return [known for known in self._reachable() if known.stale]
+        """Those that have an owner again first of all: there a late worker could do harm unseen."""
+        late = [known for known in self._reachable() if known.stale]
+        return [known for known in late if known.owner is not None] or late
 
     def _reachable(self) -> list[Known]:
         """Not held by an open transaction: whoever asks of such a job waits."""
