@@ -15,7 +15,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof fuzz bench-api bench-data bench-estimate bench-prepare lock clean
+.PHONY: help venv demo up test check proof fuzz bench-api bench-data bench-estimate bench-prepare bench-queue lock clean
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -52,6 +52,9 @@ bench-data: venv ## Measure the reading of data, good, bad and huge (CHECK=1: st
 
 bench-prepare: venv ## Measure how soon a job is queued, the first on some data and the next
 	@$(PY) -m bench.prepare
+
+bench-queue: venv ## Measure claims from a long queue, their fairness, and 200 workers (CHECK=1 as above)
+	@$(PY) -m bench.queue $(ARGS)
 
 bench-estimate: venv ## Real runs beside what the estimator says of them (ARGS="--seed 7 --runs 4")
 	@$(PY) -m bench.estimate $(ARGS)
