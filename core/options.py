@@ -409,11 +409,7 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "eval.generate": (None,),
     "checkpoints.every": (None, "epoch"),
     "checkpoints.keep": (None,),
-    "limits.max_seconds": (None,),
-    "limits.max_cost": (None,),
-    "limits.on_limit": ("save",),
     "resources.devices": (1,),
-    "dry_run": (False,),
 }
 
 
@@ -454,6 +450,9 @@ def _misplaced(options: JobOptions, method: str) -> list[Fault]:
     if options.resume_optimizer and options.init_from is None:
         path = "ext.resume_optimizer"
         faults.append(Fault(path, f"{path}: true needs ext.init_from, the checkpoint whose optimizer goes on"))
+    if options.limits.on_limit == "fail" and options.limits.max_seconds is None and options.limits.max_cost is None:
+        path = "ext.limits.on_limit"
+        faults.append(Fault(path, f"{path}: fail needs ext.limits.max_seconds or ext.limits.max_cost"))
     if options.adapter == "layers" and options.layers is None:
         faults.append(Fault("ext.layers", "ext.layers is missing: adapter layers trains the layers that it names"))
     if options.adapter == "prefix" and options.gradient_checkpointing is True:

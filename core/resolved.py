@@ -63,6 +63,14 @@ class ResolvedEarlyStopping(Table):
     warmup_evals: int
 
 
+class ResolvedLimits(Table):
+    """As they were at the creation; ``options.limits`` of the job has what they were changed to since."""
+
+    max_seconds: float | None
+    max_cost: float | None
+    on_limit: Literal["save", "fail"]
+
+
 class ResolvedResources(Table):
     devices: int
     priority: Literal["low", "normal", "high"]
@@ -114,6 +122,7 @@ class Resolved(Table):
     eval: ResolvedEval
     early_stopping: ResolvedEarlyStopping | None = None
     """None: every step is done, and the last one's weights are the result."""
+    limits: ResolvedLimits | None = None
     resources: ResolvedResources
     seed: int
     hyperparameters: ResolvedHyperparameters

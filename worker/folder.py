@@ -9,7 +9,7 @@ object store or credential, so anybody can run a folder again by hand, and other
     DIR/valid.safetensors      the same, when there is a validation file
     DIR/chat_template.jinja    optional: the template the rows were rendered with, when it is not the base's own
     DIR/init/                  optional: the weights that the run begins from
-    DIR/stop                   optional, written while it runs: now | checkpoint | epoch, where the run is to end well
+    DIR/stop                   optional, written while it runs: now | checkpoint | epoch | limit: where to end well
     DIR/events.jsonl           one event a line, appended and flushed
     DIR/checkpoints/step-N/    adapter files, state.safetensors, state.json, manifest.json (written last)
     DIR/artifact/              adapter_model.safetensors, adapter_config.json, tokenizer files,

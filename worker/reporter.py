@@ -7,16 +7,17 @@ from typing import Any
 import orjson
 import structlog
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from core import telemetry
-from core.db.session import Sessions
 from core.db.tables import Job
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import events, runs
+from core.services import events, limits, runs
+from core.services.limits import Reached
 from core.states import Phase
 from core.storage import store as layout
-from core.storage.store import Store
+from core.wiring import Parts
 from worker import publish
 
 log = structlog.get_logger()
@@ -25,13 +26,15 @@ _PHASES = {"training": Phase.TRAINING, "evaluating": Phase.EVALUATING, "saving":
 
 
 class Reporter:
-    """Tails one run's events. ``done`` and ``error`` hold the child's last word."""
+    """Tails one run's events. ``done`` and ``error`` hold the child's last word, ``limit`` the one the job came to."""
 
-    def __init__(self, sessions: Sessions, store: Store, claim: Claim, folder: Path, total_steps: int) -> None:
+    def __init__(self, parts: Parts, claim: Claim, folder: Path, total_steps: int) -> None:
         self.done: dict[str, Any] | None = None
         self.error: dict[str, Any] | None = None
-        self._sessions = sessions
-        self._store = store
+        self.limit: Reached | None = None
+        self._sessions = parts.sessions
+        self._store = parts.store
+        self._settings = parts.settings
         self._claim = claim
         self._folder = folder
         self._path = folder / "events.jsonl"
@@ -78,6 +81,7 @@ class Reporter:
             case "step":
                 with self._fenced() as (session, job):
                     runs.steps(session, job, batch, self._total)
+                    self._keep_to_limits(session, job)
                 telemetry.steps.inc(len(batch))
                 telemetry.tokens.inc(sum(step["tokens"] for step in batch))
                 telemetry.step_seconds.inc(sum(step["seconds"] for step in batch))
@@ -85,6 +89,7 @@ class Reporter:
             case "eval":
                 with self._fenced() as (session, job):
                     runs.evaluated(session, job, line, self._total)
+                    self._keep_to_limits(session, job)
             case "phase":
                 with self._fenced() as (_, job):
                     runs.phase(job, _PHASES[line["phase"]])
@@ -97,6 +102,12 @@ class Reporter:
                 self.done = line
             case "error":
                 self.error = line
+
+    def _keep_to_limits(self, session: Session, job: Job) -> None:
+        if self.limit is None and (found := limits.reached(session, job, self._settings)) is not None:
+            self.limit = found
+            if found.save:
+                events.append(session, job, f"{found.message} It ends here, with a model.", level="warn")
 
     def _checkpoint(self, line: dict[str, Any]) -> None:
         prefix = layout.run(self._claim.id, self._claim.generation, f"checkpoints/step-{line['step']}/")

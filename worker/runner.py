@@ -129,7 +129,7 @@ class Runner:
             except stage.TokensDamaged as error:
                 self._prepare_again(claim, str(error))
                 return
-            reporter = Reporter(self.parts.sessions, self.parts.store, claim, folder, spec.total_steps)
+            reporter = Reporter(self.parts, claim, folder, spec.total_steps)
             if job.wish in _STOPS:
                 (folder / STOP).write_text(_STOPS[Wish(job.wish)])
             child.start(folder)
@@ -164,8 +164,15 @@ class Runner:
     def _watch(self, child: Child, folder: Path, lease: Lease, reporter: Reporter) -> int:
         """Until the child has ended: report what it says, pass on what is asked of it. Returns its exit status."""
         grace: float | None = None
+        limited = False
         while (status := child.wait(_TICK)) is None:
             reporter.pump()
+            if reporter.limit is not None and not limited:
+                # Whatever else it was asked to stop at: the limit is nearer.
+                (folder / STOP).write_text("limit")
+                limited = True
+                if not reporter.limit.save:
+                    child.kill()
             if lease.wish in _STOPS and not (folder / STOP).exists():
                 (folder / STOP).write_text(_STOPS[lease.wish])
             if (self.draining.is_set() or lease.wish == Wish.PAUSE) and grace is None:
@@ -187,6 +194,8 @@ class Runner:
         if lease.cancelled:
             with self._job(claim) as (session, job):
                 runs.cancelled(session, job)
+        elif reporter.limit is not None and not reporter.limit.save:
+            raise JobError(reporter.limit.message, code="limit_reached", param="ext.limits")
         elif reporter.error is not None:
             error = reporter.error
             raise JobError(error["message"], code=error["code"], param=error.get("param"))

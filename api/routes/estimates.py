@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from api import answers
 from api.answers import PENDING
 from api.deps import LiveDep, Parsed, PartsDep, TenantDep, body_schema, with_ext_header
+from api.live import Live
 from core.db.session import transaction
 from core.db.tenancy import Tenant
 from core.schemas.estimates import Estimate
@@ -38,12 +39,17 @@ async def estimate(
     Where no worker could train it, ``feasible`` is false with the reason, and ``choices`` names what would do. The rows
     are prepared for this, and kept: a job created from the same body needs no preparing any more.
     """
+    return await of(parts, live, tenant, body.model)
+
+
+async def of(parts: Parts, live: Live, tenant: Tenant, wanted: JobCreate) -> Estimate | Response:
+    """The estimate, or a 202 that says when to ask again."""
     found = await answers.answer(
-        parts, live, tenant, lambda session: questions.estimate(session, tenant, body.model, parts.settings)
+        parts, live, tenant, lambda session: questions.estimate(session, tenant, wanted, parts.settings)
     )
     if isinstance(found, Response):
         return found
-    return await to_thread.run_sync(_reckon, parts, tenant, body.model, found)
+    return await to_thread.run_sync(_reckon, parts, tenant, wanted, found)
 
 
 def _reckon(parts: Parts, tenant: Tenant, wanted: JobCreate, found: answers.Found) -> Estimate:

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
+from api.answers import PENDING
 from api.deps import (
     AfterQuery,
     LiveDep,
@@ -17,6 +19,7 @@ from api.deps import (
     with_ext_header,
 )
 from api.live import EventStream
+from api.routes import estimates
 from core.db.session import transaction
 from core.db.tables import Job
 from core.db.tenancy import Tenant
@@ -24,11 +27,13 @@ from core.errors import BadRequest
 from core.schemas import checkpoints as checkpoint_shape
 from core.schemas import events as event_shape
 from core.schemas.checkpoints import JobCheckpoint
+from core.schemas.estimates import Estimate
 from core.schemas.events import JobEvent
 from core.schemas.jobs import FineTuningJob, JobCreate, JobPatch, StopRequest
 from core.schemas.pages import Deleted, EndedPage, Page
 from core.services import checkpoints, events, idempotency, jobs, runs, steering
 from core.services.idempotency import Once
+from core.wiring import Parts
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -57,11 +62,17 @@ _STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", openapi_extra=body_schema(JobCreate))
-def create(
+@router.post(
+    "",
+    response_model=FineTuningJob | Estimate,
+    responses=PENDING,
+    openapi_extra=body_schema(JobCreate),
+)
+async def create(
     request: Request,
     tenant: TenantDep,
     parts: PartsDep,
+    live: LiveDep,
     body: Annotated[Parsed[JobCreate], Depends(with_ext_header(JobCreate))],
     idempotency_key: Annotated[
         str | None,
@@ -71,15 +82,24 @@ def create(
             description="Sent again within 24 hours with the same body, it answers with the job that it made first.",
         ),
     ] = None,
-) -> FineTuningJob:
-    """Create a job. Everything that can be known to be wrong is a 400 now, with the field's full path in ``param``."""
+) -> FineTuningJob | Estimate | Response:
+    """Create a job. Everything that can be known to be wrong is a 400 now, with the field's full path in ``param``.
+
+    With ``ext.dry_run`` nothing is made: the answer is the estimate of the job that this body would create.
+    """
+    if (body.model.ext or {}).get("dry_run") is True:
+        return await estimates.of(parts, live, tenant, body.model)
     once = Once(
         body=idempotency.canonical(body.json),
         key=idempotency_key,
         is_retry=request.headers.get("x-stainless-retry-count", "0") not in ("0", ""),
     )
+    return await to_thread.run_sync(_create, parts, tenant, body.model, once)
+
+
+def _create(parts: Parts, tenant: Tenant, wanted: JobCreate, once: Once) -> FineTuningJob:
     with transaction(parts.sessions) as session:
-        job = jobs.create(session, tenant, body.model, parts.settings, once)
+        job = jobs.create(session, tenant, wanted, parts.settings, once)
         session.flush()
         session.refresh(job)
         answer = jobs.wire(session, tenant, [job])[0]
@@ -136,10 +156,11 @@ def change(
     job_id: str,
     session: SessionDep,
     tenant: TenantDep,
+    parts: PartsDep,
     body: Annotated[Parsed[JobPatch], Depends(with_ext_header(JobPatch))],
 ) -> FineTuningJob:
-    """Change ``metadata`` (null removes it) and ``ext.resources.priority``; nothing else of a job can be changed."""
-    return _changed(session, tenant, jobs.change(session, tenant, job_id, body.model, body.json))
+    """Change ``metadata`` (null removes it), ``ext.resources.priority`` and ``ext.limits``; nothing else can be."""
+    return _changed(session, tenant, jobs.change(session, tenant, job_id, body.model, body.json, parts.settings))
 
 
 @router.delete("/{job_id}")

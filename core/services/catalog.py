@@ -40,6 +40,10 @@ def _offer(row: BaseModel, settings: Settings) -> Offer:
     )
 
 
+def cost(rates: Price, seconds: float, tokens: int) -> float:
+    return (rates.per_million_tokens or 0.0) * tokens / 1e6 + (rates.per_hour or 0.0) * seconds / 3600
+
+
 def price(settings: Settings) -> Price | None:
     if settings.price_per_hour is None and settings.price_per_million_tokens is None:
         return None

@@ -282,10 +282,9 @@ def _worker(run: _Run | None, site: _Site) -> wire.Machine:
 def _price(rates: Price | None, seconds: float | None, tokens: int) -> wire.Amount | None:
     if rates is None:
         return None
-    amount: float | None = (rates.per_million_tokens or 0.0) * tokens / 1e6
-    if rates.per_hour:
-        amount = None if seconds is None or amount is None else amount + rates.per_hour * seconds / 3600
-    return wire.Amount(amount=None if amount is None else round(amount, 4), currency=rates.currency, rates=rates)
+    told = seconds is not None or not rates.per_hour
+    amount = round(catalog.cost(rates, seconds or 0.0, tokens), 4) if told else None
+    return wire.Amount(amount=amount, currency=rates.currency, rates=rates)
 
 
 def _wait(session: Session, tenant: Tenant, priority: int) -> wire.Wait:

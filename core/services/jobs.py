@@ -25,6 +25,7 @@ from core.services import (
     data,
     events,
     idempotency,
+    limits,
     origins,
     pages,
     queue,
@@ -127,6 +128,7 @@ def checked(session: Session, tenant: Tenant, wanted: JobCreate, settings: Setti
     """All that can be known of a body now; raises BadRequest for what is wrong with it."""
     method, asked, chosen = understood(wanted)
     _check_request(wanted)
+    limits.check(chosen.limits, settings)
     base = base_models.usable(session, wanted.model)
     files = data.named(wanted.training_file, wanted.validation_file, chosen)
     data.check_named(files, chosen)
@@ -242,34 +244,52 @@ def view(session: Session, tenant: Tenant, id: str) -> FineTuningJob:
     return shape.of(job, base_model, tenant.organization_id, attempts, queue.places(session, [job]).get(id))
 
 
-def change(session: Session, tenant: Tenant, id: str, wanted: JobPatch, given: dict[str, Any]) -> Job:
+def change(
+    session: Session, tenant: Tenant, id: str, wanted: JobPatch, given: dict[str, Any], settings: Settings
+) -> Job:
     """Change what of a job can be changed. ``given``: the body as it was sent, where null differs from nothing."""
     _only_changeable(given)
     _check_metadata(wanted.metadata)
     job = tenancy.get(session, Job, tenant, id, lock=True)
     if "metadata" in given:
         job.user_metadata = wanted.metadata
-    priority = ((given.get("ext") or {}).get("resources") or {}).get("priority")
+    ext = given.get("ext") or {}
+    priority = (ext.get("resources") or {}).get("priority")
     if priority is not None and PRIORITIES[priority] != job.priority:
-        if job.status in TERMINAL:
-            raise Conflict(
-                f"ext.resources.priority: the job {id!r} has ended already: it {job.status}.",
-                param="ext.resources.priority",
-                code="job_ended",
-            )
+        _must_go_on(job, "ext.resources.priority")
         job.priority = PRIORITIES[priority]
-        job.options = _with_priority(job.options, priority)
-        if job.resolved is not None:
-            job.resolved = _with_priority(job.resolved, priority)
+        _note(job, "resources", {"priority": priority})
         events.append(session, job, f"The priority is {priority} now.")
+    if ext.get("limits"):
+        _must_go_on(job, "ext.limits")
+        _note(job, "limits", ext["limits"])
+        allowed = options.parse(job.options).limits
+        limits.check(allowed, settings)
+        words = ", ".join(f"{name} {value}" for name, value in allowed.model_dump(exclude_none=True).items())
+        events.append(session, job, f"The limits are {words} now.")
     return job
 
 
-def _with_priority(options: dict[str, Any], priority: str) -> dict[str, Any]:
-    return options | {"resources": (options.get("resources") or {}) | {"priority": priority}}
+def _must_go_on(job: Job, path: str) -> None:
+    if job.status in TERMINAL:
+        message = f"{path}: the job {job.id!r} has ended already: it {job.status}."
+        raise Conflict(message, param=path, code="job_ended")
 
 
-_CHANGEABLE = {"metadata": None, "ext": {"resources": {"priority": None}}}
+def _note(job: Job, section: str, values: dict[str, Any]) -> None:
+    """Write changed options down where the job's owner reads them."""
+    job.options = job.options | {section: (job.options.get(section) or {}) | values}
+    if job.resolved is not None:
+        job.resolved = job.resolved | {section: (job.resolved.get(section) or {}) | values}
+
+
+_CHANGEABLE = {
+    "metadata": None,
+    "ext": {
+        "resources": {"priority": None},
+        "limits": {"max_seconds": None, "max_cost": None, "on_limit": None},
+    },
+}
 
 
 def _only_changeable(given: dict[str, Any]) -> None:
@@ -291,7 +311,7 @@ def _unchangeable(given: dict[str, Any], table: dict[str, Any], prefix: str) -> 
             near = None if path in known else options.suggest(path, known)
             hint = f"; did you mean {near}?" if near and path.startswith("ext.") else ""
             what = "is not an option" if path.startswith("ext.") and path not in known else "can't be changed any more"
-            yield options.Fault(path, f"{path} {what}{hint or '; metadata and ext.resources.priority can'}")
+            yield options.Fault(path, f"{path} {what}{hint or '; metadata, ext.resources.priority and ext.limits can'}")
         elif table[key] is not None and isinstance(value, dict):
             yield from _unchangeable(value, table[key], f"{path}.")
 

@@ -75,7 +75,7 @@ def estimate(session: Session, tenant: Tenant, wanted: JobCreate, settings: Sett
         "models": _contents(bases),
         "method": checked.method,
         "hyperparameters": checked.hyperparameters.model_dump(mode="json"),
-        "ext": wanted.ext or {},
+        "ext": {name: value for name, value in (wanted.ext or {}).items() if name != "dry_run"},
         "seed": wanted.seed or 0,
         "min_examples": settings.min_examples,
     }

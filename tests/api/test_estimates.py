@@ -43,6 +43,20 @@ def ask(account: Account, runner: Runner, **body: Any) -> Any:
     return first.json()
 
 
+def test_a_dry_run_is_an_estimate_and_makes_nothing(
+    parts: Parts, account: Account, runner: Runner, base: BaseModel
+) -> None:
+    train_worker(parts)
+    body = {"model": "attune-tiny", "training_file": upload(account, chat_rows(24)), "ext": {"max_steps": 4}}
+    estimated = ask(account, runner, **body)
+    dry = body | {"ext": {"max_steps": 4, "dry_run": True}}
+    answer = account.http.post("/v1/fine_tuning/jobs", json=dry)
+    assert (answer.status_code, answer.json()) == (200, estimated)
+    assert account.http.get("/v1/fine_tuning/jobs").json()["data"] == []
+    wrong = account.http.post("/v1/fine_tuning/jobs", json=dry | {"model": "no-such-model"})
+    assert wrong.status_code == 400
+
+
 def test_an_estimate_says_what_the_job_will_take(
     parts: Parts, account: Account, runner: Runner, base: BaseModel
 ) -> None:

@@ -45,6 +45,18 @@ def test_priority_is_changed_and_told(parts: Parts, account: Account, job_id: st
         assert session.get_one(Job, job_id).priority == -1
 
 
+def test_limits_are_changed_one_by_one_and_told(account: Account, job_id: str) -> None:
+    account.http.patch(url(job_id), json={"ext": {"limits": {"max_seconds": 60, "on_limit": "fail"}}})
+    job = account.http.patch(url(job_id), json={"ext": {"limits": {"max_seconds": 90}}}).json()
+    assert job["ext"]["options"]["limits"] == {"max_seconds": 90, "on_limit": "fail"}
+    events = account.http.get(f"{url(job_id)}/events").json()["data"]
+    assert events[0]["message"] == "The limits are max_seconds 90.0, on_limit fail now."
+    answer = account.http.patch(url(job_id), json={"ext": {"limits": {"max_cost": 5}}})
+    refused(answer, "ext.limits.max_cost", "no prices")
+    account.http.post(f"{url(job_id)}/cancel")
+    refused(account.http.patch(url(job_id), json={"ext": {"limits": {"max_seconds": 9}}}), "ext.limits", status=409)
+
+
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [

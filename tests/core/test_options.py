@@ -262,11 +262,7 @@ UNSUPPORTED = [
     ("eval.generate", ["hello"]),
     ("checkpoints.every", 10),
     ("checkpoints.keep", "all"),
-    ("limits.max_seconds", 60),
-    ("limits.max_cost", 1),
-    ("limits.on_limit", "fail"),
     ("resources.devices", 2),
-    ("dry_run", True),
 ]
 
 
@@ -288,6 +284,7 @@ MISPLACED = [
     ({"prompt": {"virtual_tokens": 8}}, "ext.prompt.virtual_tokens", "for adapter prompt or prefix"),
     ({"adapter": "full", "layers": [1]}, "ext.layers", "for adapter lora or qlora or layers"),
     ({"adapter": "layers"}, "ext.layers", "is missing"),
+    ({"limits": {"on_limit": "fail"}}, "ext.limits.on_limit", "needs ext.limits.max_seconds"),
     ({"resume_optimizer": True}, "ext.resume_optimizer", "needs ext.init_from"),
     ({"adapter": "full", "outputs": "merged"}, "ext.outputs", "nothing to merge"),
     ({"adapter": "prompt", "outputs": ["adapter", "merged"]}, "ext.outputs", "nothing to merge"),

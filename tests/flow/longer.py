@@ -9,11 +9,11 @@ _METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epoc
 _EXT = {"lora": {"rank": 4, "dropout": 0.1}}
 
 
-def submit(live: Live) -> str:
+def submit(live: Live, **ext: Any) -> str:
     client = live.client
     file = client.files.create(file=("train.jsonl", chat_rows(240)), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
-        model="attune-tiny", training_file=file.id, seed=11, method=_METHOD, extra_body={"ext": _EXT}
+        model="attune-tiny", training_file=file.id, seed=11, method=_METHOD, extra_body={"ext": _EXT | ext}
     )
     return job.id
 

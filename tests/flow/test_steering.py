@@ -25,6 +25,21 @@ def test_a_paused_job_goes_on_at_the_same_step_with_the_same_bytes(live: Live, u
     assert numbers(live.client.files.content(job.result_files[0]).read()) == numbers(unkilled[1])
 
 
+def test_a_job_that_comes_to_its_limit_ends_with_a_model_or_fails_as_asked(live: Live) -> None:
+    saving = submit(live, limits={"max_seconds": 0.5})
+    failing = submit(live, limits={"max_seconds": 0.5, "on_limit": "fail"})
+    saved, failed = live.wait(saving), live.wait(failing)
+    assert (saved.status, saved.ext["phase"], saved.ext["stop_reason"]) == (
+        "succeeded",
+        "limit_reached",
+        "limit_reached",
+    )
+    assert 0 < len(numbers(live.client.files.content(saved.result_files[0]).read())) - 1 < 360
+    assert (failed.status, failed.error.code, failed.error.param) == ("failed", "limit_reached", "ext.limits")
+    assert "its limit is 0.5 s" in failed.error.message
+    assert failed.ext["usage"]["accelerator_seconds"] < 20
+
+
 def test_a_stopped_job_succeeds_with_a_model(live: Live) -> None:
     job_id = submit(live)
     live.until(lambda: step_of(live, job_id) > 10, 60, "it trains")

@@ -14,6 +14,7 @@ from core.resolved import (
     ResolvedEarlyStopping,
     ResolvedEval,
     ResolvedHyperparameters,
+    ResolvedLimits,
     ResolvedLora,
     ResolvedOptim,
     ResolvedPreference,
@@ -186,6 +187,7 @@ def resolve(
         data=ResolvedData.model_validate(options.data.model_dump()),
         eval=ResolvedEval(every=_eval_every(options, sizes, steps, passes, reason)),
         early_stopping=_early_stopping(options),
+        limits=ResolvedLimits(**options.limits.model_dump()),
         resources=ResolvedResources(devices=1, priority=options.resources.priority),
         seed=seed,
         hyperparameters=ResolvedHyperparameters(

@@ -46,7 +46,9 @@ class Run:
         self.config = checkpoint.config_sha256(spec, self.data)
         self.fingerprint = checkpoint.fingerprint(spec, self.model)
         self.progress = Progress()
-        self.best = None if spec.early_stopping is None or self.judge is None else Keeper(spec.early_stopping, self.model)
+        self.best = (
+            None if spec.early_stopping is None or self.judge is None else Keeper(spec.early_stopping, self.model)
+        )
         self.stop_reason: str | None = None
         self.resumed_from = 0
         self.saved_at = 0
@@ -150,17 +152,31 @@ class Run:
             self._hand_back()
 
     @property
+    def _asked(self) -> str | None:
+        """When to stop, in the word that the supervisor wrote; None as long as nobody asks."""
+        try:
+            return (self.folder / STOP).read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    @property
     def _stop_due(self) -> bool:
         """Whether the run is to end after the step just done. One that has learned nothing goes on."""
         if self.progress.step == 0:
             return False
-        try:
-            at = (self.folder / STOP).read_text().strip()
-        except FileNotFoundError:
+        at = self._asked
+        if at is None:
             return False
         if at == "epoch":
             return self.progress.step % self.order.steps_per_epoch == 0
         return at != "checkpoint" or self.saved_at == self.progress.step
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run ended before its last step, as ``done`` tells it; None when it did not."""
+        if self.progress.step == self.spec.total_steps:
+            return None
+        return "limit_reached" if self._asked == "limit" else "stopped_by_user"
 
     def _stop(self) -> None:
         if self.valid is not None and not self._evaluation_due:

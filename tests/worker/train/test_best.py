@@ -84,9 +84,7 @@ def test_the_best_is_kept_where_patience_outlasts_the_run(base: Path, train: Tra
 
 
 @pytest.mark.parametrize("way", ["lora", "full"])
-def test_a_resumed_run_knows_the_best_the_killed_one_had(
-    base: Path, train: Train, tmp_path: Path, way: str
-) -> None:
+def test_a_resumed_run_knows_the_best_the_killed_one_had(base: Path, train: Train, tmp_path: Path, way: str) -> None:
     """From checkpoints before, at and after the best one: the last have its weights within."""
     whole = train(job(tmp_path / "whole", base, way, recovery_fraction=1 / 24))
     (done,) = whole.events("done")

@@ -16,7 +16,7 @@ def job(folder: Path, base: Path) -> Path:
     return tiny.build_job(folder, base, rows, tiny.random_rows(3, seed=1), epochs=3, recovery_fraction=0.25)
 
 
-@pytest.mark.parametrize(("at", "steps"), [("now", 1), ("checkpoint", 3), ("epoch", 4)])
+@pytest.mark.parametrize(("at", "steps"), [("now", 1), ("checkpoint", 3), ("epoch", 4), ("limit", 1)])
 def test_it_ends_where_it_was_asked_to(
     base: Path, tmp_path: Path, train: Callable[[Path], Ran], at: str, steps: int
 ) -> None:
@@ -26,7 +26,7 @@ def test_it_ends_where_it_was_asked_to(
     assert ran.status == 0
     assert [event["step"] for event in ran.events("step")] == list(range(1, steps + 1))
     (done,) = ran.events("done")
-    assert (done["steps"], done["stop_reason"]) == (steps, "stopped_by_user")
+    assert (done["steps"], done["stop_reason"]) == (steps, "limit_reached" if at == "limit" else "stopped_by_user")
     assert (folder / "artifact" / "adapter_model.safetensors").exists()
     # The last numbers belong to the model that is kept, so the validation loss is of that step, too.
     assert ran.events("eval")[-1]["step"] == steps
