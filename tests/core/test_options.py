@@ -113,7 +113,12 @@ GOOD = [
     ("early_stopping.warmup_evals", [0, 3]),
     ("init_from", ["ft:x"]),
     ("outputs", [["adapter"], "merged", ["adapter", "merged"]]),
+    ("limits", [{"max_seconds": 0.5}, {"max_cost": 3, "on_limit": "fail"}]),
+    ("limits.max_seconds", [60]),
+    ("limits.max_cost", [1.5]),
+    ("limits.on_limit", ["save"]),
     ("resources.priority", ["low", "high"]),
+    ("dry_run", [True, False]),
 ]
 
 
