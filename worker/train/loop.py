@@ -79,7 +79,7 @@ class Run:
         for step, chosen in self.order.steps(progress.step, spec.total_steps):
             if self._stop_due:
                 self._stop()
-                self.stop_reason = "stopped_by_user"
+                self.stop_reason = "limit_reached" if self._asked == "limit" else "stopped_by_user"
                 break
             if self.best is not None and self.best.over(progress.best):
                 self.stop_reason = "early_stopped"
@@ -170,13 +170,6 @@ class Run:
         if at == "epoch":
             return self.progress.step % self.order.steps_per_epoch == 0
         return at != "checkpoint" or self.saved_at == self.progress.step
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why the run ended before its last step, as ``done`` tells it; None when it did not."""
-        if self.progress.step == self.spec.total_steps:
-            return None
-        return "limit_reached" if self._asked == "limit" else "stopped_by_user"
 
     def _stop(self) -> None:
         if self.valid is not None and not self._evaluation_due:
