@@ -5,6 +5,7 @@
 #   ARGS="…"                     further arguments of the demo or of pytest
 #   FUZZ_CASES, FUZZ_EXECUTIONS  how many requests `make fuzz` sends, and how many files the checker is given
 #   FUZZ_SEED                    from which seed both begin
+#   TRIALS, SEED                 how many trials `make chaos` has, and which (else a new seed, printed first)
 
 SHELL := /bin/sh
 VENV := .venv
@@ -15,7 +16,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof fuzz bench-api bench-data bench-estimate bench-prepare bench-queue lock clean
+.PHONY: help venv demo up test check proof chaos mutants fuzz bench-api bench-data bench-estimate bench-prepare bench-queue lock clean
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -43,6 +44,12 @@ check: venv ## Lint, formatting, types, walls between packages, deploy files, do
 
 proof: venv ## Run every test, however long
 	@$(PY) -m pytest -m "not gpu" $(ARGS)
+
+chaos: venv ## Kill processes at random moments and judge what came of it (TRIALS, 20; SEED; ARGS="--zombies 5 --redis 5")
+	@$(PY) -m tests.chaos --trials "$${TRIALS:-20}" $${SEED:+--seed "$$SEED"} $(ARGS)
+
+mutants: venv ## Break the code one way at a time, and see that a trial notices
+	@$(PY) -m tests.chaos.mutants $(ARGS)
 
 bench-api: venv ## Measure the API under load (CHECK=1: status 1 when a figure is missed)
 	@$(PY) -m bench.api

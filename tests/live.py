@@ -40,6 +40,10 @@ _SHORT = {
 }
 
 
+def short_leases() -> dict[str, str]:
+    return dict(_SHORT)
+
+
 @dataclass
 class Live:
     home: Path

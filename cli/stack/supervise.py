@@ -93,6 +93,13 @@ class Supervisor:
         running = self._watched[name].running
         return running.pid if running is not None else None
 
+    def restart_in(self, name: str, seconds: float) -> None:
+        """A process that has just died is started so much later, whatever pause its deaths have earned it."""
+        watched = self._watched[name]
+        if watched.running is None:
+            watched.deaths = 0
+            watched.due = time.monotonic() + seconds
+
     def say_state(self, state: str) -> None:
         """What `attune status` answers: starting, ready, stopping."""
         self._state = state

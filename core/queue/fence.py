@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -16,6 +17,8 @@ from core import telemetry
 from core.db.session import Sessions, transaction
 from core.db.tables import Job, WorkItem
 from core.errors import LostAuthority
+
+log = structlog.get_logger()
 
 Claimed = TypeVar("Claimed", bound=Job | WorkItem)
 
@@ -31,5 +34,6 @@ def fenced(sessions: Sessions, table: type[Claimed], id: str, generation: int) -
         )
         if row is None:
             telemetry.fenced_writes_refused.inc()
+            log.warning("fence.refused", id=id, generation=generation)
             raise LostAuthority(f"{id} is no longer owned at generation {generation}")
         yield session, row
