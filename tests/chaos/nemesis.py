@@ -73,7 +73,7 @@ class Nemesis:
             case "preparing":
                 return job["phase"] == "preparing" or job["status"] != "validating_files"
             case "starting":
-                return job["phase"] == "starting"
+                return job["phase"] in ("starting", "training")
             case "step":
                 return (job["progress"] or {}).get("step", 0) >= moment.number * work.steps
             case "saving":
