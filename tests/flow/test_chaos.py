@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.chaos.mutants import MUTANTS
 from tests.live import ROOT
 
 pytestmark = pytest.mark.flow
@@ -56,3 +57,9 @@ def test_a_hundred_losses_of_redis_cost_seconds() -> None:
 def test_every_mutant_is_caught() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.chaos.mutants"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+
+
+def test_every_mutant_still_finds_what_it_breaks() -> None:
+    for mutant in MUTANTS:
+        for file, old, _ in mutant.edits:
+            assert (ROOT / file).read_text().count(old) == 1, f"{mutant.name}: {file} has not once {old!r}"
