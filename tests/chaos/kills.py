@@ -65,7 +65,7 @@ class Kills:
         def look() -> None:
             job = checker.job_of(site, name)
             if job is not None:
-                seen.extend(checker.whole(site, job["id"]))
+                seen.extend([*checker.whole(site, job["id"]), *checker.manifests(site, job)])
 
         cancelled = None
         try:
