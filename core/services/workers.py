@@ -56,7 +56,8 @@ def training(session: Session, settings: Settings) -> list[Worker]:
 def largest_room(session: Session) -> float | None:
     """Bytes of memory of the largest slot of any registered train worker, there or not; None where there is none."""
     room = func.max(Worker.memory_bytes / cast(Worker.slots, Double))
-    return session.scalar(select(room).where(Worker.kind == "train"))
+    found = session.scalar(select(room).where(Worker.kind == "train"))
+    return None if found is None else float(found)
 
 
 def forget_old(session: Session) -> None:

@@ -379,7 +379,8 @@ def _eval_every(
 
 
 def _early_stopping(options: JobOptions) -> ResolvedEarlyStopping | None:
-    return options.early_stopping and ResolvedEarlyStopping(**options.early_stopping.model_dump())
+    asked = options.early_stopping
+    return None if asked is None else ResolvedEarlyStopping(**asked.model_dump())
 
 
 def train_spec(
