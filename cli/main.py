@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import exits, files, jobs, keys, models, service
+from cli import attempt, exits, files, jobs, keys, models, service
 
 app = typer.Typer(
     name="attune",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 for command in (service.up, service.down, service.status, service.logs, service.env):
     app.command(epilog=exits.HELP)(command)
+app.command("try", epilog=exits.HELP)(attempt.attempt)
 app.add_typer(models.app, name="models")
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress, TaskID
 
-from cli import output
+from cli import curve, output
 from cli.exits import Exit, Refused
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def _show_event(bar: Progress, event: dict[str, Any], as_json: bool) -> None:
     elif event.get("type") != "metrics":
         # Each step's figures are in the bar.
         bar.console.print(f"{output.moment(event['created_at'])}  {event['message']}", markup=False)
+        if found := (event.get("data") or {}).get("curve"):
+            bar.console.print("\n".join(curve.text(found, event["data"]["value"])), markup=False, highlight=False)
 
 
 def _end(job: dict[str, Any], as_json: bool) -> None:

@@ -124,6 +124,8 @@ class Plan(_Record):
     evaluations: int = 0
     scorings: int = 0
     """Passes over the training rows without a gradient, before and between steps: a preference loss has a reference."""
+    finding: bool = False
+    """A learning rate is looked for before the first step."""
 
     @property
     def own_weights(self) -> bool:
@@ -405,9 +407,10 @@ def of(shape: Shape, plan: Plan, sample: Sample, machine: Machine, valid: Sample
     )
     judged = 0.0 if valid is None else plan.evaluations * _evaluation(shape, plan, valid, machine)
     scored = plan.scorings * _evaluation(shape, plan, sample, machine) if plan.scorings else 0.0
+    sought = _finding(shape, plan, sample, machine) if plan.finding else 0.0
     longest = max(sample.longest[0], valid.longest[0] if valid is not None else 0)
     return Cost(
-        seconds=one * plan.total_steps + judged + scored + fixed,
+        seconds=one * plan.total_steps + judged + scored + sought + fixed,
         step_seconds=one,
         memory=memory(shape, plan, longest, machine),
     )
@@ -420,6 +423,17 @@ def _saves(plan: Plan, step_seconds: float) -> int:
     )
     whole, rest = divmod(plan.total_steps, plan.steps_per_epoch)
     return whole * math.ceil(plan.steps_per_epoch / max(1, between)) + math.ceil(rest / max(1, between))
+
+
+FIND_STEPS, FIND_ROWS, FIND_APART = 25, 4, 8
+"""Steps of the search for a learning rate, their examples, and those it is judged by (``worker/train/find.py``)."""
+
+
+def _finding(shape: Shape, plan: Plan, sample: Sample, machine: Machine) -> float:
+    rows = min(sample.rows, FIND_ROWS)
+    short = plan.model_copy(update={"batch_size": rows, "total_steps": FIND_STEPS, "steps_per_epoch": FIND_STEPS})
+    judged = _evaluation(shape, plan, sample, machine) * min(1.0, FIND_APART / max(1, sample.rows))
+    return FIND_STEPS * step(shape, short, sample, machine).seconds + (FIND_STEPS + 1) * judged
 
 
 def _evaluation(shape: Shape, plan: Plan, valid: Sample, machine: Machine) -> float:

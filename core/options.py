@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core.formats import prompts
 from core.formats.report import Form
 
 Auto = Literal["auto"]
@@ -113,9 +114,11 @@ class Data(Table):
 
 class Eval(Table):
     every: Literal["epoch", "auto"] | Count = Field("auto", description='a number of steps, "epoch" or "auto"')
-    generate: Annotated[list[Json | list[Json] | str], Field(max_length=20)] | None = Field(
-        None, description="up to 20 prompts"
-    )
+    generate: (
+        Annotated[list[Json | list[Json] | str], Field(min_length=1, max_length=prompts.MOST)]
+        | dict[Literal["validation_rows"], Annotated[int, Field(ge=1, le=prompts.MOST)]]
+        | None
+    ) = Field(None, description='up to 20 prompts, or {"validation_rows": n}, n up to 20')
 
 
 class EarlyStopping(Table):
@@ -406,7 +409,6 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "packing": ("auto", False),
     "precision": ("fp32", "bf16", "auto"),
     "head_gradient": ("exact",),
-    "eval.generate": (None,),
     "checkpoints.every": (None, "epoch"),
     "checkpoints.keep": (None,),
     "resources.devices": (1,),
@@ -423,8 +425,6 @@ def unsupported(options: JobOptions, method: str = "supervised") -> list[Fault]:
             continue
         faults.append(Fault(f"ext.{name}", _sentence(name, value, [good for good in allowed if good is not None])))
     faults += _misplaced(options, method)
-    if options.optim.learning_rate == "find":
-        faults.append(Fault("ext.optim.learning_rate", _sentence("optim.learning_rate", "find", ["a number", "auto"])))
     return faults
 
 
@@ -455,6 +455,9 @@ def _misplaced(options: JobOptions, method: str) -> list[Fault]:
         faults.append(Fault(path, f"{path}: fail needs ext.limits.max_seconds or ext.limits.max_cost"))
     if options.adapter == "layers" and options.layers is None:
         faults.append(Fault("ext.layers", "ext.layers is missing: adapter layers trains the layers that it names"))
+    if isinstance(options.eval.generate, list):
+        _, problems = prompts.read(options.eval.generate, "ext.eval.generate")
+        faults += [Fault(problem.path, f"{problem.path}: {problem.message}") for problem in problems]
     if options.adapter == "prefix" and options.gradient_checkpointing is True:
         path = "ext.gradient_checkpointing"
         faults.append(Fault(path, f"{path}: true is not possible with adapter prefix, whose tokens live in the cache"))

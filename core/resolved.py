@@ -30,6 +30,10 @@ class ResolvedPreference(Table):
 
 class ResolvedOptim(Table):
     learning_rate: float
+    find: bool = False
+    """The rate is looked for before the first step; until then it is the automatic one."""
+    curve: list[list[float]] | None = None
+    """[rate, loss] of what was tried to find it"""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"]
     warmup_steps: int
     min_lr_ratio: float
@@ -54,7 +58,9 @@ class ResolvedData(Table):
 
 class ResolvedEval(Table):
     every: int | Literal["epoch"] | None
-    """Steps; None: there is no validation file."""
+    """Steps; None: there is no validation file, nor anything to be answered."""
+    generate: int = 0
+    """How many prompts are answered at each evaluation."""
 
 
 class ResolvedEarlyStopping(Table):

@@ -60,6 +60,8 @@ class LoraSpec(_Strict):
 
 class OptimSpec(_Strict):
     learning_rate: float
+    find: bool = False
+    """Look for a better rate before the first step; ``learning_rate`` is used where none is found."""
     schedule: Literal["cosine", "linear", "constant", "inverse_sqrt", "wsd"] = "cosine"
     warmup_steps: int = 0
     min_lr_ratio: float = 0.1
@@ -133,6 +135,12 @@ class TrainSpec(_Strict):
     eval_every: int | None = None
     """Steps between passes over the validation rows; None: at each epoch's end."""
     early_stopping: EarlyStoppingSpec | None = None
+    generate: list[list[int]] = []
+    """Prompts that are answered by the base model before step 1 and by the model at each evaluation."""
+    generate_rows: int = 0
+    """The same of so many validation rows: what stands before their first answer."""
+    ends: list[int] = []
+    """Tokens that end an answer, besides the one that the rows' answers end with."""
     recovery_seconds: float = 300
     """Longest time between two recovery checkpoints (epoch checkpoints count)."""
     recovery_fraction: float = 0.1
@@ -157,6 +165,9 @@ class Event(BaseModel):
                 method dpo: train_accuracy is the share of pairs told apart, and there are also reward_chosen,
                 reward_rejected, reward_margin (valid_reward_margin in eval)
     checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
+    found       learning_rate (None: the loss fell at none), used, before (the loss before the first step), points
+                [[rate, loss], …], tokens, seconds: what was looked for at the start of a run with ``optim.find``
+    answers     step, by (base | model), answers: [{prompt, answer, tokens, ended}]
     message     level: info | warn | error, message, data
     done        artifact (relative path), steps, tokens, trained_tokens, metrics, stop_reason (None: all steps were
                 done; else a phase of a succeeded job, ``stopped_by_user`` say), best_step (the evaluation whose
@@ -167,7 +178,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     v: Literal[1] = 1
-    type: Literal["started", "phase", "step", "eval", "checkpoint", "message", "done", "error"]
+    type: Literal["started", "phase", "found", "answers", "step", "eval", "checkpoint", "message", "done", "error"]
     t: float
 
 
@@ -185,6 +196,9 @@ class Manifest(_Strict):
 
 
 STOP = "stop"
+
+ANSWER_TOKENS = 128
+"""Of an answer to one of ``generate``, at most."""
 
 EXIT_USER_ERROR = 3
 """After an ``error`` event: another try would end the same way."""

@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.db.tables import Metric
+from core.db.tables import Event, Metric
 from core.errors import Conflict
 from core.schemas.metrics import KEYS
 from core.storage.store import Store
@@ -59,6 +59,21 @@ def results(manifest: dict[str, Any], manifest_sha256: str, manifest_bytes: int,
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def answers(session: Session, job_id: str) -> bytes | None:
+    """What was answered at each evaluation, a line of JSON for each prompt; None where nothing was asked."""
+    rows = session.scalars(
+        select(Event).where(Event.job_id == job_id, Event.data.has_key("answers")).order_by(Event.number)
+    )
+    # A run that went on from a checkpoint answered some evaluations twice: its last word counts.
+    told = {(row.data["step"], row.data["by"]): row.data["answers"] for row in rows if row.data is not None}
+    lines = [
+        orjson.dumps({"step": step, "by": by, "number": n, **answer}) + b"\n"
+        for (step, by), each in sorted(told.items())
+        for n, answer in enumerate(each, 1)
+    ]
+    return b"".join(lines) or None
 
 
 def metrics_csv(session: Session, job_id: str) -> bytes:

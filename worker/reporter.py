@@ -90,6 +90,12 @@ class Reporter:
                 with self._fenced() as (session, job):
                     runs.evaluated(session, job, line, self._total)
                     self._keep_to_limits(session, job)
+            case "found":
+                with self._fenced() as (session, job):
+                    runs.rate_found(session, job, line)
+            case "answers":
+                with self._fenced() as (session, job):
+                    runs.answered(session, job, line)
             case "phase":
                 with self._fenced() as (_, job):
                     runs.phase(job, _PHASES[line["phase"]])

@@ -226,16 +226,25 @@ class Runner:
         manifest, sha256 = publish.folder(store, artifact, prefix)
         with transaction(self.parts.sessions) as session:
             table = publish.metrics_csv(session, claim.id)
+            answers = publish.answers(session, claim.id)
         key = layout.run(claim.id, claim.generation, "metrics.csv")
         store.put(key, table)
         csv = {"filename": "step_metrics.csv", "key": key, "bytes": len(table), "sha256": publish.sha256(table)}
+        beside = []
+        if answers is not None:
+            place = layout.run(claim.id, claim.generation, "answers.jsonl")
+            store.put(place, answers)
+            digest = publish.sha256(answers)
+            beside = [{"filename": "answers.jsonl", "key": place, "bytes": len(answers), "sha256": digest}]
         results = publish.results(manifest, sha256, (artifact / publish.MANIFEST).stat().st_size, prefix)
         with self._job(claim) as (session, job):
             if job.wish == Wish.CANCEL:
                 # Cancelling wins every race: a job that was asked to stop never succeeds.
                 runs.cancelled(session, job)
             else:
-                runs.succeeded(session, job, prefix=prefix, manifest=manifest, results=[csv, *results], line=done)
+                runs.succeeded(
+                    session, job, prefix=prefix, manifest=manifest, results=[csv, *results, *beside], line=done
+                )
         log.info("job.finished", job_id=claim.id)
 
     # -- the prepare queue

@@ -100,7 +100,10 @@ def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | No
         resume=resume,
     )
     tokens = {name: entry["sha256"] for name, entry in job.prepared["files"].items() if name.endswith(".safetensors")}
-    spec = spec.model_copy(update={"data_sha256": tokens})
+    asked = {"generate": job.prepared["prompts"], "generate_rows": 0, "ends": job.prepared["ends"]}
+    if not asked["generate"]:
+        asked["generate_rows"] = resolved.eval.generate
+    spec = spec.model_copy(update={"data_sha256": tokens, **asked})
     write_spec(folder, spec)
     return spec
 

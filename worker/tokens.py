@@ -105,6 +105,7 @@ def key(session: Session, wanted: Wanted, settings: Settings) -> str:
         "judged_singly": wanted.method == "dpo" and chosen.preference.loss == "kto",
         "options": asked,
         "seed": wanted.seed if drawn else None,
+        "prompts": chosen.eval.generate if isinstance(chosen.eval.generate, list) else None,
         "tokenizer": {name: contents.get(name) for name in _TOKENIZER_FILES},
         "special": [facts.special_tokens, facts.adds_bos, facts.bos_token_id, facts.eos_token_ids],
         "limits": [facts.context_length, settings.min_examples],
@@ -223,6 +224,11 @@ def settle(session: Session, job: Job, base: BaseModel, tokens: TokenSet, prepar
             "train": prepared.train.model_dump(mode="json"),
             "valid": prepared.valid.model_dump(mode="json") if prepared.valid else None,
         },
-        prepared={"files": tokens.files, "base": {"name": base.name, "sha256": base.content_sha256}},
+        prepared={
+            "files": tokens.files,
+            "base": {"name": base.name, "sha256": base.content_sha256},
+            "prompts": prepared.prompts,
+            "ends": Facts.model_validate(base.facts).eos_token_ids,
+        },
         notes=[note.model_dump(mode="json") for note in prepared.notes],
     )

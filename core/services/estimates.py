@@ -137,6 +137,7 @@ def _run(base: BaseModel, resolved: Resolved, found: Json) -> _Run | None:
         gradient_checkpointing=resolved.gradient_checkpointing,
         evaluations=math.ceil(resolved.total_steps / interval),
         scorings=_scorings(preference, resolved.epochs),
+        finding=resolved.optim.find,
     )
     valid = Sample.model_validate(found["valid_sample"]) if found["valid_sample"] else None
     return _Run(Shape.model_validate(shape), plan, Sample.model_validate(found["sample"]), valid)

@@ -132,6 +132,10 @@ def checked(session: Session, tenant: Tenant, wanted: JobCreate, settings: Setti
     base = base_models.usable(session, wanted.model)
     files = data.named(wanted.training_file, wanted.validation_file, chosen)
     data.check_named(files, chosen)
+    held_out = wanted.validation_file is not None or chosen.data.validation_fraction is not None
+    if isinstance(chosen.eval.generate, dict) and not held_out:
+        path = "ext.eval.generate"
+        raise BadRequest(f"{path}: validation_rows needs validation_file or ext.data.validation_fraction.", param=path)
     for file in files:
         data.require(session, tenant, file, method, chosen, settings)
     return Checked(method, asked, chosen, base, files, origins.origin(session, tenant, chosen, base))

@@ -180,6 +180,39 @@ def evaluated(session: Session, job: Job, line: Json, total_steps: int) -> None:
     )
 
 
+def rate_found(session: Session, job: Job, line: Json) -> None:
+    """The learning rate that the trainer has looked for, with all that it has seen: from here on the job's own."""
+    _attempt(session, job).accelerator_seconds += line["seconds"]
+    assert job.resolved is not None
+    before, used, curve = job.resolved["optim"]["learning_rate"], line["used"], line["points"]
+    hyperparameters = job.resolved["hyperparameters"]
+    multiplier = hyperparameters["learning_rate_multiplier"] * used / before
+    job.resolved = job.resolved | {
+        "optim": job.resolved["optim"] | {"learning_rate": used, "curve": curve},
+        "hyperparameters": hyperparameters | {"learning_rate_multiplier": multiplier},
+    }
+    job.hyperparameters = (job.hyperparameters or {}) | {"learning_rate_multiplier": multiplier}
+    tried = f"{len(curve)} rates from {curve[0][0]:.2g} to {curve[-1][0]:.2g}" if curve else "the lowest rate already"
+    if line["learning_rate"] is None:
+        why = f"the automatic one, since the loss, {line['before']:.4g} at the start, did not fall at any of {tried}"
+    else:
+        rate, loss = min(curve, key=lambda point: point[1])
+        why = f"found among {tried}: the loss fell from {line['before']:.4g} to {loss:.4g} at {rate:.2g}, then rose"
+    data = {"option": "learning_rate", "value": used, "before": line["before"], "curve": curve}
+    level = "warn" if line["learning_rate"] is None else "info"
+    events.append(session, job, f"learning_rate {used:.2g}: {why}", level=level, data=data)
+
+
+def answered(session: Session, job: Job, line: Json) -> None:
+    """What the base model or the model so far says to the job's prompts."""
+    who = "The base model" if line["by"] == "base" else f"After step {line['step']} the model"
+    first = " ".join(line["answers"][0]["answer"].split())
+    shown = first if len(first) <= 80 else first[:79] + "…"
+    more = f", and {len(line['answers']) - 1} more" if len(line["answers"]) > 1 else ""
+    data = {"step": line["step"], "by": line["by"], "answers": line["answers"]}
+    events.append(session, job, f"{who} answers: {shown!r}{more}", data=data)
+
+
 def checkpointed(session: Session, job: Job, line: Json, prefix: str, manifest: Json, sha256: str) -> None:
     """The checkpoint's objects are all there: this row is what makes them count."""
     session.add(

@@ -140,3 +140,10 @@ def test_of_two_measurements_the_best_counts() -> None:
     assert MACHINE.better(disturbed).flops == MACHINE.flops
     assert MACHINE.better(disturbed).op_seconds == 7e-6
     assert MACHINE.better(None) == MACHINE
+
+
+def test_looking_for_a_learning_rate_costs_its_steps_whatever_the_length_of_the_run() -> None:
+    more = of(finding=True).seconds - of().seconds
+    assert more == pytest.approx(of(finding=True, total_steps=64).seconds - of(total_steps=64).seconds, rel=0.01)
+    # 25 steps of four rows and as many looks at eight others: between 10 and 40 of this run's steps of eight.
+    assert 10 * of().step_seconds < more < 40 * of().step_seconds

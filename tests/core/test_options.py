@@ -77,6 +77,7 @@ def test_the_defaults_are_supported() -> None:
 
 GOOD = [
     ("format", ["auto", "alpaca"]),
+    ("eval.generate", [["hi"], [{"role": "user", "content": "hi"}], [[{"role": "user", "content": "hi"}]]]),
     ("data.mix", [[{"file_id": "file-1"}], [{"file_id": "file-1", "weight": 0.5}, {"file_id": "file-2"}]]),
     ("data.validation_fraction", [0.001, 0.5]),
     ("data.max_invalid_fraction", [0, 0.1, 1]),
@@ -260,11 +261,9 @@ def test_bad_hyperparameters_are_named(name: str, value: Any) -> None:
 
 UNSUPPORTED = [
     ("peft", {"type": "ia3"}),
-    ("optim.learning_rate", "find"),
     ("packing", True),
     ("precision", "fp16"),
     ("head_gradient", "filtered"),
-    ("eval.generate", ["hello"]),
     ("checkpoints.every", 10),
     ("checkpoints.keep", "all"),
     ("resources.devices", 2),

@@ -217,6 +217,8 @@ class Tokenised(_Strict):
     sample: Sample
     """Lengths of some training rows: what the cost of a run is reckoned from."""
     valid_sample: Sample | None = None
+    prompts: list[list[int]] = []
+    """Tokens of what the model is to answer while it is trained."""
     dated: bool
     """Whether the template can write what day it is: tomorrow the same data may give other tokens."""
     remarks: list[Note] = []

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from core import catalog, options
 from core.formats import templates
 from core.formats.containers import weight
+from core.formats.prompts import read as read_prompts
 from core.formats.reading import read_file
 from core.formats.report import FAULTS_KEPT, Fault, Format
+from worker.folder import ANSWER_TOKENS
 from worker.prepare import limits, remarks, resolve, shares, tokenise
 from worker.prepare.events import Events
 from worker.prepare.faults import refuse
@@ -70,6 +72,7 @@ def prepare(spec: PrepareJob, folder: Path, events: Events) -> Prepared:
             completion_tokens=completion,
             max_length=length,
             max_length_reason=why,
+            prompts=_prompts(spec, encoder, form),
             sample=sample(folder / "train.safetensors"),
             valid_sample=sample(folder / "valid.safetensors") if validated is not None else None,
             dated=templates.dated(tokenise.template_text(spec.base, spec.options)),
@@ -133,6 +136,25 @@ def _tokenise(
         message = f"{param}: {report.format} rows don't fit this job, which takes {', '.join(formats)} rows"
         raise refuse("invalid_validation_file" if param == "validation_file" else _TRAINING, message, param)
     return report.format
+
+
+def _prompts(spec: PrepareJob, encoder: tokenise.Encoder, form: Format) -> list[list[int]]:
+    """What the model is to answer while it is trained, as the rows' own prompts are written."""
+    wanted, path = spec.options.eval.generate, "ext.eval.generate"
+    if isinstance(wanted, dict) and spec.valid is None and spec.options.data.validation_fraction is None:
+        raise refuse("invalid_value", f"{path}: validation_rows needs a validation file or validation_fraction", path)
+    given, _ = read_prompts(wanted if isinstance(wanted, list) else [], path)
+    tokens = []
+    for n, prompt in enumerate(given):
+        try:
+            ids = encoder.prompt(prompt, plain=form in ("completion", "text"))
+        except templates.TemplateFault as fault:
+            raise refuse("invalid_value", f"{path}[{n}]: {fault.message}", path) from None
+        if len(ids) > spec.facts.context_length - ANSWER_TOKENS:
+            message = f"{path}[{n}]: {len(ids)} tokens leave no room for an answer in the model's context"
+            raise refuse("invalid_value", message, path)
+        tokens.append(ids)
+    return tokens
 
 
 def _divide(spec: PrepareJob, spool: Spool, length: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:

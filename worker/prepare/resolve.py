@@ -185,7 +185,7 @@ def resolve(
         chat_template="base" if options.chat_template == "base" else "given",
         format=form,
         data=ResolvedData.model_validate(options.data.model_dump()),
-        eval=ResolvedEval(every=_eval_every(options, sizes, steps, passes, reason)),
+        eval=ResolvedEval(every=_eval_every(options, sizes, steps, passes, reason), generate=_prompts(options)),
         early_stopping=_early_stopping(options),
         limits=ResolvedLimits(**options.limits.model_dump()),
         resources=ResolvedResources(devices=1, priority=options.resources.priority),
@@ -302,6 +302,9 @@ def _optim(
         rate = float(asked)
     elif hyperparameters.learning_rate_multiplier != "auto":
         rate = min(1.0, automatic * hyperparameters.learning_rate_multiplier)
+    elif asked == "find":
+        rate = automatic
+        reason("learning_rate", "find", "a range test before the first step; the automatic rate where it finds none")
     else:
         rate = automatic
         reason("learning_rate", rate, f"for hidden size {facts.hidden_size}, {batch} examples a step, {steps} steps")
@@ -312,6 +315,7 @@ def _optim(
     return (
         ResolvedOptim(
             learning_rate=rate,
+            find=asked == "find",
             schedule=options.optim.schedule,
             warmup_steps=_warmup(options, steps, warn),
             min_lr_ratio=options.optim.min_lr_ratio,
@@ -366,7 +370,7 @@ def _precision(options: JobOptions, fast_bf16: bool, reason: Reason, warn: Warn)
 def _eval_every(
     options: JobOptions, sizes: Sizes, steps: int, passes: float, reason: Reason
 ) -> int | Literal["epoch"] | None:
-    if not sizes.validation:
+    if not sizes.validation and not _prompts(options):
         return None
     if options.eval.every != "auto":
         return options.eval.every
@@ -381,6 +385,11 @@ def _eval_every(
 def _early_stopping(options: JobOptions) -> ResolvedEarlyStopping | None:
     asked = options.early_stopping
     return None if asked is None else ResolvedEarlyStopping(**asked.model_dump())
+
+
+def _prompts(options: JobOptions) -> int:
+    wanted = options.eval.generate
+    return wanted["validation_rows"] if isinstance(wanted, dict) else len(wanted or [])
 
 
 def train_spec(
@@ -409,7 +418,7 @@ def train_spec(
         batch_size=resolved.batch_size,
         micro_batch_size=resolved.micro_batch_size,
         max_length=resolved.max_length,
-        optim=OptimSpec(**resolved.optim.model_dump()),
+        optim=OptimSpec(**resolved.optim.model_dump(exclude={"curve"})),
         precision=resolved.precision,
         gradient_checkpointing=resolved.gradient_checkpointing,
         outputs=resolved.outputs,

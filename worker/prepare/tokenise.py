@@ -18,6 +18,7 @@ from tokenizers import Encoding, Tokenizer
 from core.errors import JobError
 from core.formats import templates
 from core.formats.conversation import Message
+from core.formats.prompts import Prompt
 from core.formats.report import Code
 from core.formats.rows import Chat, Completion, Labelled, Preference, Row, Text, canonical
 from core.options import JobOptions
@@ -153,6 +154,23 @@ class Encoder:
                 faults.append(wrong[0])
             else:
                 yield line, row, tokens
+
+    def prompt(self, prompt: Prompt, *, plain: bool) -> list[int]:
+        """What stands before an answer to it. ``plain``: a text is the beginning of one, not what a user says."""
+        if isinstance(prompt, str) and plain:
+            ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+            return ids if self._bos is None or ids[:1] == [self._bos] else [self._bos, *ids]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        with limits.row_time():
+            text = self._template.text(messages, generate=True)
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The token that the template ends an answer with. None where it writes text that an answer might hold."""
+        with limits.row_time():
+            ids = self._tokenizer.encode(self._template.end_of_turn, add_special_tokens=False).ids
+        return ids[0] if ids and ids[0] in self._tokenizer.get_added_tokens_decoder() else None
 
     def explain(self, line: int, row: Row) -> Explained:
         """One row with the text of each token, for people. Raises RowFault."""

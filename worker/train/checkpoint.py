@@ -41,6 +41,8 @@ class Progress(BaseModel):
     """How far a run has come, and the sums that go on counting."""
 
     step: int = 0
+    learning_rate: float | None = None
+    """The peak rate, where the run has looked for it."""
     settled: bool = True
     """Whether what follows the step (evaluation, epoch checkpoint) has been done."""
     tokens: int = 0
@@ -77,6 +79,9 @@ def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
             "micro_batch_size": True,
             "gradient_checkpointing": True,
             "eval_every": True,
+            "generate": True,
+            "generate_rows": True,
+            "ends": True,
             "outputs": True,
             "recovery_seconds": True,
             "recovery_fraction": True,
@@ -85,6 +90,9 @@ def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
             "data_sha256": True,
         },
     )
+    if spec.optim.find:
+        # What is found follows from the rest; what is given only says what to use where nothing is.
+        del decisive["optim"]["learning_rate"]
     return hashlib.sha256(json.dumps({**decisive, "data": data}, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from worker.folder import Event
 
-EventType = Literal["started", "phase", "step", "eval", "checkpoint", "message", "done", "error"]
+EventType = Literal["started", "phase", "found", "answers", "step", "eval", "checkpoint", "message", "done", "error"]
 
 
 class Events:

@@ -3,14 +3,16 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from worker.folder import STOP, TrainSpec
-from worker.train import checkpoint, optimizers, preference, schedule
+from worker.folder import STOP, OptimSpec, TrainSpec
+from worker.train import checkpoint, find, optimizers, preference, schedule
+from worker.train.answers import Answerer
 from worker.train.batches import Order, Rows
 from worker.train.best import Keeper
 from worker.train.checkpoint import Kind, Progress, State
@@ -40,6 +42,7 @@ class Run:
         spec = self.spec
         self.objective = objective(spec, self.rows, self.model)
         self.judge = None if self.valid is None else objective(spec, self.valid, self.model)
+        self.answerer = Answerer(spec, self.rows, self.valid)
         self.order = Order(len(self.objective), spec.batch_size, spec.seed)
         self.optimizer = optimizers.build(spec.optim, self.model, spec.lora.plus_ratio)
         self.data = {"train": self.rows.sha256} | ({"valid": self.valid.sha256} if self.valid else {})
@@ -71,6 +74,9 @@ class Run:
         )
         if spec.preference is not None and spec.preference.loss in preference.WITH_REFERENCE:
             self._refer()
+        optim = self._found()
+        if self.answerer and progress.step == 0:
+            self._answer("base")
         events.emit("phase", phase="training")
         model.module.train()
         if not progress.settled:
@@ -100,7 +106,7 @@ class Run:
             grad_norm = _clip(gradients, spec.optim.max_grad_norm)
             measured = self.objective.metrics(told, whole)
             _refuse_not_finite(step, measured["loss"], grad_norm)
-            learning_rate = schedule.learning_rate(spec.optim, step, spec.total_steps)
+            learning_rate = schedule.learning_rate(optim, step, spec.total_steps)
             optimizers.set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -172,14 +178,14 @@ class Run:
         return at != "checkpoint" or self.saved_at == self.progress.step
 
     def _stop(self) -> None:
-        if self.valid is not None and not self._evaluation_due:
+        if not self._evaluation_due:
             self._evaluate()
         if self.saved_at != self.progress.step:
             self._save("recovery")
 
     @property
     def _evaluation_due(self) -> bool:
-        if self.valid is None:
+        if self.valid is None and not self.answerer:
             return False
         every = self.spec.eval_every or self.order.steps_per_epoch
         return self.progress.step % every == 0 or self.progress.step == self.spec.total_steps
@@ -191,11 +197,26 @@ class Run:
         share = max(1, math.floor(self.spec.recovery_fraction * self.spec.total_steps))
         return steps >= share or seconds >= self.spec.recovery_seconds
 
-    @torch.inference_mode()
     def _evaluate(self) -> bool:
+        """Answers and the validation loss; whether the latter is the best so far, where that matters."""
+        # In this order: what was seen to be the best is kept at once, and nothing can come between.
+        if self.answerer:
+            self._answer("model")
+        return self.judge is not None and self._measure()
+
+    def _answer(self, by: Literal["base", "model"]) -> None:
+        """Only the first process asks: all of them hold the same model."""
+        if self.ranks.first:
+            self.events.emit("phase", phase="evaluating")
+            answers = self.answerer.ask(self.model, base=by == "base", look=self._look)
+            self.events.emit("answers", step=self.progress.step, by=by, answers=answers)
+            self.events.emit("phase", phase="training")
+
+    @torch.inference_mode()
+    def _measure(self) -> bool:
         """The loss over all validation rows, as the training loss is weighed. Sums only: logits are never kept.
 
-        Whether it is the best so far, where that matters.
+        Whether it is the best so far.
         """
         assert self.judge is not None
         self.events.emit("phase", phase="evaluating")
@@ -246,6 +267,7 @@ class Run:
         )
 
     def _hand_back(self) -> None:
+        # Before the first step there is nothing to save.
         if self.saved_at != self.progress.step:
             self._save("recovery")
         raise Drained
@@ -280,13 +302,26 @@ class Run:
             message = "The optimizer's state that the job is to go on with is of another optimizer or other parameters."
             raise Refused("init_mismatch", message, "resume_optimizer") from error
 
+    def _found(self) -> OptimSpec:
+        """The optimizer's values, with the rate that is found where one is to be; a resumed run remembers it."""
+        optim, progress = self.spec.optim, self.progress
+        if optim.find and progress.learning_rate is None:
+            self.events.emit("phase", phase="evaluating")
+            found = find.find(self.spec, self.model, self.objective, self.ranks, self._look)
+            progress.learning_rate = found.learning_rate or optim.learning_rate
+            self.events.emit("found", used=progress.learning_rate, **asdict(found))
+        return (
+            optim
+            if progress.learning_rate is None
+            else optim.model_copy(update={"learning_rate": progress.learning_rate})
+        )
+
+    def _look(self) -> None:
+        if self.ranks.size == 1 and self.draining():
+            self._hand_back()
+
     def _refer(self) -> None:
         """What the reference says of every row: the policy before its first step, asked once and kept."""
-
-        def look() -> None:
-            if self.ranks.size == 1 and self.draining():
-                # Before the first step there is nothing to save.
-                raise Drained
 
         judged = {"train": self.objective, "valid": self.judge} if self.judge else {"train": self.objective}
         kept = None if self.spec.resume is None else checkpoint.reference(self.folder / self.spec.resume)
@@ -295,7 +330,7 @@ class Run:
             self.events.message("info", "Asking the reference, the model as it is before its first step, once a row.")
             self.model.module.eval()
             with torch.no_grad():
-                kept = {name: _scored(one).score(self.model, self.ranks, look) for name, one in judged.items()}
+                kept = {name: _scored(one).score(self.model, self.ranks, self._look) for name, one in judged.items()}
         for name, one in judged.items():
             _scored(one).reference = kept[name].to(self.model.device)
 

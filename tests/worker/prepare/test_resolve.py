@@ -250,7 +250,7 @@ def test_every_option_reaches_the_trainer(facts: Facts) -> None:
     told = spec.model_dump(include=set(ext) - {"eval", "max_steps", "optim", "lora"})
     assert told == {name: ext[name] for name in told}
     assert spec.lora.model_dump() == ext["lora"]
-    assert {**spec.optim.model_dump(), "betas": list(spec.optim.betas)} == ext["optim"]
+    assert {**spec.optim.model_dump(exclude={"find"}), "betas": list(spec.optim.betas)} == ext["optim"]
     assert (spec.total_steps, spec.batch_size, spec.max_length, spec.eval_every) == (30, 4, 48, 5)
     assert (spec.seed, spec.threads, spec.epochs) == (7, 2, 0.5)
 
@@ -318,3 +318,12 @@ def test_each_auto_is_given_a_reason(facts: Facts) -> None:
     found = resolved(facts, ext=ext, fast_bf16=True, validation=True)
     named = {note.data["option"] for note in found.notes if note.level == "info"}
     assert named >= {"max_length", "batch_size", "n_epochs", "learning_rate", "prompt_loss_weight", "precision"}
+
+
+def test_a_rate_to_be_found_begins_as_the_automatic_one_and_says_so(facts: Facts) -> None:
+    found = resolved(facts, ext={"optim": {"learning_rate": "find"}})
+    automatic = resolved(facts, ext={}).resolved.optim.learning_rate
+    assert (found.resolved.optim.find, found.resolved.optim.learning_rate) == (True, automatic)
+    assert any(note.message.startswith("learning_rate find: a range test") for note in found.notes)
+    spec = resolve.train_spec(found.resolved, job_id="j", base=BaseSpec(name="b", path=Path("b"), sha256="0"))
+    assert spec.optim.find

@@ -1,0 +1,121 @@
+"""``learning_rate: "find"``: the same rate each time, and a run at it that does not know that it was looked for."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import cost
+from tests import tiny
+from tests.worker.train.conftest import Ran, again
+from worker.folder import EXIT_DRAINED
+from worker.train import find, run
+from worker.train.find import Point, choose
+
+Train = Callable[[Path], Ran]
+
+
+def job(folder: Path, base: Path, *, looks: bool = True, rate: float = 1e-3, **values: Any) -> Path:
+    rows = tiny.random_pairs(8) if values.get("method") == "dpo" else tiny.random_rows(16)
+    label = [1, 0] * 8 if values.get("method") == "dpo" else None
+    return tiny.build_job(
+        folder, base, rows, label=label, optim={"learning_rate": rate, "find": looks}, **({"epochs": 2} | values)
+    )
+
+
+KINDS: list[dict[str, Any]] = [
+    {"adapter": "lora", "lora": {"dropout": 0.2}},
+    {"adapter": "full"},
+    {"adapter": "layers", "layers": [-1]},
+    {"adapter": "ia3"},
+    {"adapter": "prompt"},
+    {"adapter": "prefix"},
+    {"method": "dpo", "preference": {"loss": "sigmoid"}, "lora": {"dropout": 0.2}},
+    {"method": "dpo", "preference": {"loss": "kto"}},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(str(v) for v in kind.values() if isinstance(v, str)))
+def test_the_run_is_the_one_at_the_found_rate_to_the_byte(
+    base: Path, tmp_path: Path, train: Train, kind: dict[str, Any]
+) -> None:
+    """Whatever is trained was put back to the bit, and so were the random numbers."""
+    looked = train(job(tmp_path / "looked", base, **kind))
+    assert looked.status == 0, looked.events("error")
+    (found,) = looked.events("found")
+    plain = train(job(tmp_path / "plain", base, looks=False, rate=found["used"], **kind))
+    assert looked.numbers == plain.numbers
+    assert _weights(looked.folder) == _weights(plain.folder)
+    assert len(found["points"]) > 3
+
+
+def test_the_found_rate_is_a_share_of_the_one_where_the_loss_is_least(base: Path, tmp_path: Path, train: Train) -> None:
+    (found,) = train(job(tmp_path / "job", base)).events("found")
+    rates = [rate for rate, _ in found["points"]]
+    assert rates == sorted(rates)
+    best = min(found["points"], key=lambda point: point[1])
+    assert best[1] < found["before"]
+    assert found["used"] == found["learning_rate"] == pytest.approx(find.SHARE * best[0], rel=0.05)
+    assert choose(found["before"], [Point(*point) for point in found["points"]]) == found["used"]
+
+
+def test_the_same_seed_finds_the_same_curve_and_another_seed_another(base: Path, tmp_path: Path, train: Train) -> None:
+    """So a job that is killed before its first checkpoint does not find another rate."""
+    curves = [
+        train(job(tmp_path / str(n), base, seed=seed)).events("found")[0]["points"] for n, seed in enumerate((3, 3, 4))
+    ]
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_a_resumed_run_remembers_the_rate_and_does_not_look_again(base: Path, tmp_path: Path, train: Train) -> None:
+    whole = train(job(tmp_path / "whole", base))
+    shutil.copytree(whole.folder / "checkpoints" / "step-4", tmp_path / "resumed.checkpoint")
+    resumed = again(whole.folder, tmp_path / "resumed", Path("../resumed.checkpoint"))
+    # The rate that the service has written down by now takes the automatic one's place.
+    spec = json.loads((resumed / "spec.json").read_text())
+    spec["optim"]["learning_rate"] = whole.events("found")[0]["used"]
+    (resumed / "spec.json").write_text(json.dumps(spec))
+    ran = train(resumed)
+    assert ran.status == 0, ran.events("error") + ran.events("message")
+    assert ran.events("found") == []
+    assert ran.numbers == {step: numbers for step, numbers in whole.numbers.items() if step > 4}
+    assert ran.adapter_sha256 == whole.adapter_sha256
+
+
+def test_a_search_that_is_asked_to_stop_hands_the_job_back(
+    base: Path, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([False] * 30)
+    monkeypatch.setattr(run, "_listen", lambda: lambda: next(looks, True))
+    ran = train(job(tmp_path / "job", base))
+    assert ran.status == EXIT_DRAINED
+    assert ran.events("found") == ran.events("checkpoint") == []
+
+
+@pytest.mark.parametrize("points", [[], [(1e-4, 2.0), (1e-3, 1.999), (1e-2, 4.0)]])
+def test_where_the_loss_never_falls_nothing_is_found(points: list[tuple[float, float]]) -> None:
+    assert choose(2.0, [Point(*point) for point in points]) is None
+
+
+def test_where_nothing_is_found_the_automatic_rate_is_used(
+    base: Path, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "_LEAST_FALL", 0.999)
+    ran = train(job(tmp_path / "job", base, rate=2e-3))
+    (found,) = ran.events("found")
+    assert (found["learning_rate"], found["used"]) == (None, 2e-3)
+    assert max(event["learning_rate"] for event in ran.events("step")) == 2e-3
+
+
+def test_an_estimate_counts_the_steps_that_the_search_takes() -> None:
+    assert (cost.FIND_STEPS, cost.FIND_ROWS, cost.FIND_APART) == (find.STEPS, find.ROWS, find.APART)
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    paths = sorted((folder / "artifact").glob("*model*.safetensors"))
+    assert paths
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

@@ -1,0 +1,154 @@
+"""Looks for a learning rate: a range test on what the job is going to train, which is put back to the bit afterwards.
+
+The rate climbs by a constant factor with each of :data:`STEPS` optimizer steps. After each of them the loss on a few
+rows apart, always the same ones, is measured. Where it is least the rate has become too high for the steps to come:
+``SHARE`` of that rate is what is found. Rows, order and everything random follow from the job's seed, so the same job
+finds the same rate again.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from worker.folder import TrainSpec
+from worker.train import checkpoint, optimizers
+from worker.train.batches import Order
+from worker.train.model import Model
+from worker.train.objective import Objective
+from worker.train.ranks import Ranks
+
+STEPS = 25
+ROWS, APART = 4, 8
+"""Examples of a step, and those that the loss is measured on."""
+SHARE = 0.3
+_RANGES = {
+    "full": (1e-6, 1e-3),
+    "layers": (1e-6, 1e-3),
+    "ia3": (3e-4, 0.3),
+    "prompt": (1e-3, 1.0),
+    "prefix": (3e-4, 0.3),
+}
+_LORA, _SGD = (3e-5, 3e-2), (1e-3, 1.0)
+_LEAST_FALL = 0.01
+"""Share of the loss by which it must have fallen for the test to say anything."""
+_RISEN = 1.5
+"""Times the first loss, from which on the test has seen enough."""
+_EPOCH = 2**32 - 1
+"""No run comes so far: the rows are drawn as an epoch's, and as none that the run has."""
+
+
+class Point(NamedTuple):
+    learning_rate: float
+    loss: float
+    """On the rows apart, after the step at this rate."""
+
+
+@dataclass(frozen=True)
+class Found:
+    learning_rate: float | None
+    """None: the loss did not fall at any rate."""
+    before: float
+    points: list[Point]
+    tokens: int
+    seconds: float
+
+
+def find(
+    spec: TrainSpec, model: Model, objective: Objective, ranks: Ranks, look: Callable[[], None] = lambda: None
+) -> Found:
+    """``look`` is called before each micro-batch; it may raise. Model and random state are as before in any case."""
+    began, rng = time.perf_counter(), checkpoint.random_state(model)
+    kept = {name: p.detach().clone() for name, p in model.trainable.items()}
+    try:
+        return _climb(spec, model, objective, ranks, look, began)
+    finally:
+        with torch.no_grad():
+            for name, p in model.trainable.items():
+                p.copy_(kept[name])
+                p.grad = None
+        checkpoint.set_random_state(model, rng)
+
+
+def rates(spec: TrainSpec) -> list[float]:
+    low, high = _SGD if spec.optim.optimizer == "sgd" else _RANGES.get(spec.adapter, _LORA)
+    return [low * (high / low) ** (n / (STEPS - 1)) for n in range(STEPS)]
+
+
+def _climb(
+    spec: TrainSpec, model: Model, objective: Objective, ranks: Ranks, look: Callable[[], None], began: float
+) -> Found:
+    apart, steps = _rows(spec, objective)
+    optimizer = optimizers.build(spec.optim, model, spec.lora.plus_ratio)
+    points: list[Point] = []
+    before, tokens = _loss(model, objective, apart, ranks, look), objective.tokens(apart)
+    for rate in rates(spec):
+        chosen = next(steps)
+        model.module.train()
+        whole = objective.begin(model, chosen, ranks)
+        for micro_batch in objective.cut(ranks.share(chosen)):
+            look()
+            objective.backward(model, micro_batch, whole)
+        for p in model.trainable.values():
+            if ranks.size > 1 and p.grad is None:
+                p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in model.trainable.values() if p.grad is not None]
+        ranks.sum_(gradients)
+        if spec.optim.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(model.trainable.values(), spec.optim.max_grad_norm)
+        optimizers.set_learning_rate(optimizer, rate)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss = _loss(model, objective, apart, ranks, look)
+        tokens += objective.tokens(chosen) + objective.tokens(apart)
+        if not math.isfinite(loss):
+            break
+        points.append(Point(rate, loss))
+        if loss > _RISEN * before:
+            break
+    return Found(choose(before, points), before, points, tokens, time.perf_counter() - began)
+
+
+def choose(before: float, points: Sequence[Point]) -> float | None:
+    """The rate, two significant digits, from the loss before the first step and after each; None: it never fell."""
+    if not points:
+        return None
+    best = min(points, key=lambda point: point.loss)
+    if best.loss > (1 - _LEAST_FALL) * before:
+        return None
+    return float(f"{SHARE * best.learning_rate:.2g}")
+
+
+def _rows(spec: TrainSpec, objective: Objective) -> tuple[list[int], Iterator[list[int]]]:
+    """The examples apart, and those of one step after another."""
+    drawn = Order(len(objective), ROWS, spec.seed).epoch(_EPOCH)
+    weights = objective.weights
+    useful = [int(i) for i in drawn if weights[i] > 0]
+    # Of a handful all are measured and all are learned from: there are none to spare.
+    count = min(APART, len(useful) // 3) or len(useful)
+    apart, others = useful[:count], useful[count:] or useful
+
+    def steps() -> Iterator[list[int]]:
+        at = 0
+        while True:
+            yield [others[(at + n) % len(others)] for n in range(min(ROWS, len(others)))]
+            at += ROWS
+
+    return apart, steps()
+
+
+@torch.no_grad()
+def _loss(model: Model, objective: Objective, chosen: list[int], ranks: Ranks, look: Callable[[], None]) -> float:
+    model.module.eval()
+    whole = objective.begin(model, chosen, ranks)
+    told = torch.zeros(objective.told, dtype=torch.float64, device=model.device)
+    for micro_batch in objective.cut(ranks.share(chosen)):
+        look()
+        told += objective.measure(model, micro_batch, whole)
+    ranks.sum_([told])
+    loss = objective.metrics(told, whole)["loss"]
+    assert loss is not None
+    return loss
