@@ -383,6 +383,8 @@ _FOR_ADAPTERS: dict[str, tuple[str, ...]] = {
     "lora.plus_ratio": LOW_RANK,
     "layers": (*LOW_RANK, "layers"),
     "prompt.virtual_tokens": ("prompt", "prefix"),
+    # A head that is trained needs its own gradient whole.
+    "head_gradient": tuple(name for name in ADAPTERS if name != "full"),
 }
 _FOR_METHODS: dict[str, tuple[str, ...]] = {
     "preference.loss": ("dpo",),
@@ -390,6 +392,7 @@ _FOR_METHODS: dict[str, tuple[str, ...]] = {
     "preference.gamma": ("dpo",),
     "preference.sft_weight": ("dpo",),
     "prompt_loss_weight": ("supervised",),
+    "head_gradient": ("supervised",),
     "train_on": ("supervised",),
 }
 _FOR_LOSSES: dict[str, tuple[str, ...]] = {
@@ -406,9 +409,7 @@ _FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 # (its default, mostly): everything else is refused at creation, so that nothing is ever ignored in silence.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
     "peft": (None,),
-    "packing": ("auto", False),
     "precision": ("fp32", "bf16", "auto"),
-    "head_gradient": ("exact",),
     "checkpoints.every": (None, "epoch"),
     "checkpoints.keep": (None,),
     "resources.devices": (1,),
@@ -458,10 +459,30 @@ def _misplaced(options: JobOptions, method: str) -> list[Fault]:
     if isinstance(options.eval.generate, list):
         _, problems = prompts.read(options.eval.generate, "ext.eval.generate")
         faults += [Fault(problem.path, f"{problem.path}: {problem.message}") for problem in problems]
+    if options.head_gradient == "filtered" and {"lm_head"} & set(options.lora.target_modules):
+        path = "ext.head_gradient"
+        faults.append(
+            Fault(path, f"{path}: filtered is for a head that is not trained, and lora.target_modules names it")
+        )
+    if options.packing is True:
+        faults += _unpackable(options, method)
     if options.adapter == "prefix" and options.gradient_checkpointing is True:
         path = "ext.gradient_checkpointing"
         faults.append(Fault(path, f"{path}: true is not possible with adapter prefix, whose tokens live in the cache"))
     return faults
+
+
+def _unpackable(options: JobOptions, method: str) -> list[Fault]:
+    path = "ext.packing"
+    if method != "supervised":
+        return [Fault(path, f"{path}: true is for method supervised, and this job has method {method}")]
+    if options.adapter in ("prompt", "prefix"):
+        return [
+            Fault(path, f"{path}: true is not possible with adapter {options.adapter}, whose tokens precede each row")
+        ]
+    if options.micro_batch_size == 1:
+        return [Fault(path, f"{path}: true needs rows to pack, and ext.micro_batch_size is 1")]
+    return []
 
 
 _DEFAULTS = JobOptions()

@@ -117,7 +117,7 @@ class Resolved(Table):
     packing: bool
     precision: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
-    head_gradient: Literal["exact"]
+    head_gradient: Literal["exact", "filtered"]
     init_from: str | None = None
     resume_optimizer: bool = False
     outputs: list[Literal["adapter", "merged"]] = ["adapter"]

@@ -126,10 +126,13 @@ class TrainSpec(_Strict):
     batch_size: int
     """Examples per optimizer step, whatever the micro-batch."""
     micro_batch_size: int
+    packing: bool = False
+    """A micro-batch's rows go through the layers one after another in one sequence, without seeing each other."""
     max_length: int
     optim: OptimSpec
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
+    head_gradient: Literal["exact", "filtered"] = "exact"
     outputs: list[Literal["adapter", "merged"]] = ["adapter"]
     """``merged``: besides the adapter, a whole model with the adapter in its weights."""
     eval_every: int | None = None

@@ -102,7 +102,8 @@ GOOD = [
     ("gradient_accumulation_steps", [1, "auto"]),
     ("micro_batch_size", [4]),
     ("max_length", [8, "auto"]),
-    ("packing", [False, "auto"]),
+    ("packing", [False, True, "auto"]),
+    ("head_gradient", ["exact", "filtered"]),
     ("precision", ["fp32", "bf16"]),
     ("gradient_checkpointing", [True, False]),
     ("chat_template", ["{{ messages }}"]),
@@ -261,9 +262,7 @@ def test_bad_hyperparameters_are_named(name: str, value: Any) -> None:
 
 UNSUPPORTED = [
     ("peft", {"type": "ia3"}),
-    ("packing", True),
     ("precision", "fp16"),
-    ("head_gradient", "filtered"),
     ("checkpoints.every", 10),
     ("checkpoints.keep", "all"),
     ("resources.devices", 2),
@@ -368,3 +367,18 @@ def test_every_form_of_rows_can_be_asked_for_and_no_other() -> None:
 )
 def test_a_mix_has_bounds(mix: Any) -> None:
     assert next(iter(faults({"data": {"mix": mix}}))).startswith("ext.data.mix")
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "path"),
+    [
+        ({"packing": True}, "dpo", "ext.packing"),
+        ({"packing": True, "adapter": "prompt"}, "supervised", "ext.packing"),
+        ({"packing": True, "micro_batch_size": 1}, "supervised", "ext.packing"),
+        ({"head_gradient": "filtered"}, "dpo", "ext.head_gradient"),
+        ({"head_gradient": "filtered", "adapter": "full"}, "supervised", "ext.head_gradient"),
+        ({"head_gradient": "filtered", "lora": {"target_modules": ["lm_head"]}}, "supervised", "ext.head_gradient"),
+    ],
+)
+def test_packing_and_the_filter_are_refused_where_they_can_not_hold(given: Any, method: str, path: str) -> None:
+    assert [fault.path for fault in options.unsupported(options.parse(given), method)] == [path]

@@ -44,6 +44,11 @@ class Sizes:
     completion_tokens: int
     validation: bool
 
+    @property
+    def mean(self) -> float:
+        """Tokens of a row, at least 1"""
+        return max(1.0, (self.prompt_tokens + self.completion_tokens) / max(1, self.examples))
+
 
 Reason = Callable[[str, object, str], None]
 Warn = Callable[[str], None]
@@ -152,7 +157,8 @@ def resolve(
     if options.max_length == "auto":
         reason("max_length", length, length_reason)
     preference = _preference(options, hyperparameters, reason) if method == "dpo" else None
-    batch, micro = _batches(options, hyperparameters, sizes.examples, length, fast_bf16, reason)
+    batch, micro = _batches(options, hyperparameters, sizes, length, fast_bf16, reason)
+    packed = _packing(method, options, sizes, micro, reason, warn)
     steps, passes = _duration(method, options, hyperparameters, sizes.examples, batch, reason)
     if batch > sizes.examples:
         warn(f"batch_size {batch} is more than the {sizes.examples} examples: every step sees all of them")
@@ -175,10 +181,10 @@ def resolve(
         micro_batch_size=micro,
         gradient_accumulation_steps=math.ceil(batch / micro),
         max_length=length,
-        packing=False,
+        packing=packed,
         precision=precision,
         gradient_checkpointing=checkpointing,
-        head_gradient="exact",
+        head_gradient=options.head_gradient,
         init_from=options.init_from,
         resume_optimizer=options.resume_optimizer,
         outputs=[options.outputs] if isinstance(options.outputs, str) else options.outputs,
@@ -241,10 +247,10 @@ def _layers(options: JobOptions) -> list[int] | None:
 
 
 def _batches(
-    options: JobOptions, hyperparameters: Hyperparameters, examples: int, length: int, fast: bool, reason: Reason
+    options: JobOptions, hyperparameters: Hyperparameters, sizes: Sizes, length: int, fast: bool, reason: Reason
 ) -> tuple[int, int]:
     """Examples per step, and how many of them go through the model at once."""
-    given = hyperparameters.batch_size
+    given, examples = hyperparameters.batch_size, sizes.examples
     micro, accumulation = options.micro_batch_size, options.gradient_accumulation_steps
     batch = given if given != "auto" else batch_size(examples)
     if given == "auto":
@@ -257,10 +263,29 @@ def _batches(
         return batch, micro
     if isinstance(accumulation, int):
         return batch, max(1, batch // accumulation)
+    if options.packing is True:
+        # As many as fit into the longest row there may be.
+        return batch, min(batch, max(2, int(length // sizes.mean)))
     # A processor gains nothing from rows side by side, and they cost memory; an accelerator wants some thousand
     # tokens at once.
     room = max(1, 8192 // length) if fast else 1
     return batch, min(batch, 2 ** int(math.log2(room)))
+
+
+def _packing(method: str, options: JobOptions, sizes: Sizes, micro: int, reason: Reason, warn: Warn) -> bool:
+    if options.packing != "auto":
+        if options.packing and micro == 1:
+            warn("packing true: steps of one example have nothing to pack")
+        return options.packing
+    if micro == 1:
+        reason("packing", "false", "rows go through the layers one at a time, so nothing is padded")
+        return False
+    if method != "supervised" or options.adapter in ("prompt", "prefix"):
+        return False
+    packed = sizes.mean < 0.5 * sizes.longest
+    longer = "less" if packed else "not less"
+    reason("packing", str(packed).lower(), f"the mean row is {longer} than half as long as the longest")
+    return packed
 
 
 def _duration(
@@ -417,10 +442,12 @@ def train_spec(
         total_steps=resolved.total_steps,
         batch_size=resolved.batch_size,
         micro_batch_size=resolved.micro_batch_size,
+        packing=resolved.packing,
         max_length=resolved.max_length,
         optim=OptimSpec(**resolved.optim.model_dump(exclude={"curve"})),
         precision=resolved.precision,
         gradient_checkpointing=resolved.gradient_checkpointing,
+        head_gradient=resolved.head_gradient,
         outputs=resolved.outputs,
         eval_every=resolved.eval.every if isinstance(resolved.eval.every, int) else None,
         early_stopping=resolved.early_stopping and EarlyStoppingSpec(**resolved.early_stopping.model_dump()),

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from worker.folder import TrainSpec
-from worker.train import weights
+from worker.train import load, weights
 from worker.train.faults import Refused
 from worker.train.load import Base, device, head
 from worker.train.model import Model
@@ -42,7 +42,13 @@ def attach(base: Base, spec: TrainSpec) -> Model:
         p.data = p.data.float()
     if spec.gradient_checkpointing:
         network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-    return Model(network, peft, head(network), trainable, device(), mixed=peft is None and base.dtype == torch.bfloat16)
+    found = head(network)
+    found.filtered = spec.head_gradient == "filtered"
+    if found.filtered and not found.frozen:
+        raise Refused("trainable_head", "A head that is trained needs its own gradient whole.", "head_gradient")
+    if spec.packing:
+        load.check_packing(network)
+    return Model(network, peft, found, trainable, device(), mixed=peft is None and base.dtype == torch.bfloat16)
 
 
 def begin_from(model: Model, folder: Path, name: str) -> None:

@@ -122,14 +122,14 @@ class Order:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the layers together, shorter ones padded at their end.
+    """Rows that go through the layers together: side by side, shorter ones padded at their end, or one after another.
 
     Under a causal mask no token sees what comes after it, so padding at the end needs no attention mask: its outputs
-    are never asked for.
+    are never asked for. Rows that follow one another are told apart by positions that begin anew.
     """
 
     input_ids: Tensor
-    """int64 [rows, longest row]"""
+    """int64 [rows, longest row], packed [1, all tokens]"""
     positions: Tensor
     """int64 [m]: where, in the flattened [rows * longest], a token with weight > 0 is predicted."""
     targets: Tensor
@@ -142,6 +142,8 @@ class MicroBatch:
     """How many of the m are each row's"""
     rows: tuple[int, ...] = ()
     """Which of the file's they are"""
+    position_ids: Tensor | None = None
+    """int64 [1, all tokens]: of packed rows, each token's place in its own"""
 
 
 class Weighted(NamedTuple):
@@ -155,8 +157,11 @@ class Weighted(NamedTuple):
 class Batches:
     """Cuts the rows of a step into micro-batches on the device."""
 
-    def __init__(self, rows: Rows, prompt_loss_weight: float, size: int, device: torch.device) -> None:
+    def __init__(
+        self, rows: Rows, prompt_loss_weight: float, size: int, device: torch.device, packed: bool = False
+    ) -> None:
         self._rows = rows
+        self._packed = packed
         self._size = size
         self._device = device
         self._prompt_loss_weight = prompt_loss_weight
@@ -207,14 +212,18 @@ class Batches:
 
     def together(self, rows: Sequence[Weighted], numbers: Sequence[int]) -> MicroBatch:
         """These rows as one micro-batch, in this order; ``numbers``: which of the file's they are."""
-        width = max(len(row.ids) for row in rows)
-        ids = np.zeros((len(rows), width), np.int64)
+        lengths = [len(row.ids) for row in rows]
+        if self._packed:
+            ids, starts = np.concatenate([row.ids for row in rows])[None], np.cumsum([0, *lengths[:-1]])
+        else:
+            ids, starts = np.zeros((len(rows), max(lengths)), np.int64), np.arange(len(rows)) * max(lengths)
         positions, targets, weights, completion = [], [], [], []
-        for n, row in enumerate(rows):
-            ids[n, : len(row.ids)] = row.ids
+        for n, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            if not self._packed:
+                ids[n, : len(row.ids)] = row.ids
             learned = np.flatnonzero(row.weights > 0)
-            # The token at t is predicted by the output at t - 1.
-            positions.append(n * width + learned - 1)
+            # The token at t is predicted by the output at t - 1; a row's first token has no weight.
+            positions.append(start + learned - 1)
             targets.append(row.ids[learned])
             weights.append(row.weights[learned])
             completion.append(row.completion[learned])
@@ -226,7 +235,11 @@ class Batches:
             completion_weights=self._tensor(np.concatenate(completion), torch.float32),
             counts=tuple(len(learned) for learned in targets),
             rows=tuple(numbers),
+            position_ids=self._places(lengths) if self._packed else None,
         )
+
+    def _places(self, lengths: Sequence[int]) -> Tensor:
+        return self._tensor(np.concatenate([np.arange(length) for length in lengths])[None], torch.int64)
 
     def _tensor(self, array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(array).to(self._device, dtype)

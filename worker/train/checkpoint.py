@@ -77,6 +77,7 @@ def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
             "base": {"path"},
             "init": {"path", "name"},
             "micro_batch_size": True,
+            "packing": True,
             "gradient_checkpointing": True,
             "eval_every": True,
             "generate": True,
@@ -107,6 +108,7 @@ def fingerprint(spec: TrainSpec, model: Model) -> dict[str, str]:
         "cuda": str(torch.version.cuda) if on_gpu else "none",
         "threads": str(torch.get_num_threads()),
         "micro_batch_size": str(spec.micro_batch_size),
+        "packing": str(spec.packing),
         "gradient_checkpointing": str(spec.gradient_checkpointing),
     }
 

@@ -106,3 +106,18 @@ def _check_head(network: PreTrainedModel, head: Head) -> None:
     tolerance = 1e-4 if head.weight.dtype == torch.float32 else 0.05
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise Refused("unsupported_base_model", "This base model changes its logits in a way not known here.", "model")
+
+
+@torch.no_grad()
+def check_packing(network: PreTrainedModel) -> None:
+    """Some architectures carry a state from token to token that no position ends: packed, their rows would mix."""
+    training = network.training
+    network.train(False)
+    ids = torch.arange(8, device=network.device)[None] + 4
+    places = torch.arange(4, device=network.device).repeat(2)[None]
+    packed = network.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[:, 4:].float()
+    alone = network.base_model(input_ids=ids[:, 4:], use_cache=False).last_hidden_state.float()
+    network.train(training)
+    tolerance = 1e-4 if network.dtype == torch.float32 else 0.05
+    if not torch.allclose(packed, alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
+        raise Refused("unpackable_base_model", "Rows of this base model can't be packed: they would mix.", "packing")

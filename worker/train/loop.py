@@ -354,7 +354,7 @@ class Run:
 def objective(spec: TrainSpec, rows: Rows, model: Model) -> Objective:
     """What the job's method learns from these rows."""
     if spec.preference is None:
-        return Supervised(rows, spec.prompt_loss_weight, spec.micro_batch_size, model.device)
+        return Supervised(rows, spec.prompt_loss_weight, spec.micro_batch_size, model.device, spec.packing)
     return Preference(rows, spec.preference, spec.micro_batch_size, model.device)
 
 

@@ -7,7 +7,7 @@ are still in the processor's cache when they are used for the second time, and e
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from worker.train.batches import MicroBatch
+from worker.train.filtered import BLOCK, Means, Tail
 
 TILE_ELEMENTS = 1 << 20
 """Logits in a tile (4 MiB in float32): small enough to stay in cache, large enough for a fast matrix product."""
@@ -36,6 +37,12 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     """Logits z become softcap · tanh(z / softcap)."""
+    filtered: bool = False
+    """Whether the gradient leaves out what ``filtered.py`` says; for a frozen head."""
+
+    @cached_property
+    def means(self) -> Means:
+        return Means(self.weight)
 
     @property
     def frozen(self) -> bool:
@@ -129,6 +136,12 @@ def _pass(
     pull = zeros(n, hidden.shape[1]) if wanted else None
     every = torch.arange(n, device=hidden.device)
     columns = len(buffer) // n
+    tail = None
+    if head.filtered and wanted:
+        tail = Tail(head.means, n)
+        # A token's total is at least what its target adds: that tells what is small from the first tile on.
+        known = reference = _of_targets(hidden, head, targets)
+        columns = max(1, columns // BLOCK) * BLOCK
     for start in range(0, vocabulary, columns):
         tile = head.weight[start : start + columns]
         logits = torch.mm(hidden, tile.t(), out=buffer[: n * len(tile)].view(n, len(tile)))
@@ -152,14 +165,21 @@ def _pass(
             total *= shrink
             if pull is not None:
                 pull *= shrink
+            if tail is not None:
+                tail.shrink(shrink)
             reference = raised
 
         slope = None if head.softcap is None else 1 - (logits / head.softcap).square()
         mass = logits.sub_(reference).exp_()
         total += mass.sum(1, keepdim=True)
         if pull is not None:
+            kept = None if tail is None else tail.kept(mass, torch.maximum(total, torch.exp(known - reference)))
             if slope is not None:
                 mass *= slope
+            if tail is not None and kept is not None:
+                few = mass.index_select(1, kept)
+                tail.leave(mass, kept, few, start)
+                mass, tile = few, tile.index_select(0, kept)
             if mass.dtype == tile.dtype:
                 pull.addmm_(mass, tile)
             else:
@@ -167,6 +187,8 @@ def _pass(
 
     nll = reference.double() + total.double().log() - of_target[:, None].double()
     if pull is not None:
+        if tail is not None:
+            pull += tail.pull()
         pull /= total
         own = head.weight[targets].float()
         if head.softcap is not None:
@@ -174,3 +196,12 @@ def _pass(
         pull -= own
         pull *= head.scale
     return nll[:, 0], of_target >= largest, pull
+
+
+def _of_targets(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """The logits of the targets alone: float32 [tokens, 1]"""
+    logits = (hidden.float() * head.weight[targets].float()).sum(1, keepdim=True)
+    if head.bias is not None:
+        logits += head.bias[targets, None]
+    logits *= head.scale
+    return logits if head.softcap is None else torch.tanh(logits / head.softcap) * head.softcap

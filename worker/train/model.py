@@ -39,13 +39,14 @@ class Model:
     def vocabulary(self) -> int:
         return len(self.head.weight)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """The last layer's output [rows, tokens, width]. No attention mask: padding is at the end (``MicroBatch``)."""
+    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The last layer's output [rows, tokens, width]. No attention mask: padding is at the end, and packed rows are
+        told apart by ``position_ids`` (``MicroBatch``)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            output = self._hidden(input_ids)
+            output = self._hidden(input_ids, position_ids)
         return output.to(self.head.weight.dtype)
 
-    def _hidden(self, input_ids: Tensor) -> Tensor:
+    def _hidden(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
         network = self.network.base_model
         kind = None if self.peft is None else self.peft.peft_config["default"].peft_type
         if kind == PeftType.PROMPT_TUNING:
@@ -58,4 +59,5 @@ class Model:
         if kind == PeftType.PREFIX_TUNING:
             learned = self.peft.get_prompt(batch_size=len(input_ids))  # type: ignore[union-attr]
             return cast(Tensor, network(input_ids=input_ids, past_key_values=learned).last_hidden_state)
-        return cast(Tensor, network(input_ids=input_ids, use_cache=False).last_hidden_state)
+        # Transformers keeps packed rows apart only where there is neither a mask nor a cache.
+        return cast(Tensor, network(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state)

@@ -24,7 +24,7 @@ class Supervised(Batches):
         return backward(model, batch, step.weight)
 
     def measure(self, model: Model, batch: MicroBatch, step: Step) -> Tensor:
-        return loss.sums(model.hidden(batch.input_ids), model.head, batch)[1]
+        return loss.sums(model.hidden(batch.input_ids, batch.position_ids), model.head, batch)[1]
 
     def metrics(self, told: Tensor, step: Step) -> dict[str, float | None]:
         """The last two are None where no completion token has weight."""
@@ -38,6 +38,6 @@ class Supervised(Batches):
 
 def backward(model: Model, batch: MicroBatch, weight: float) -> Tensor:
     """``weight`` is Σ w of the whole step, all ranks. Returns what is told (:func:`worker.train.loss.sums`)."""
-    total, told = loss.sums(model.hidden(batch.input_ids), model.head, batch)
+    total, told = loss.sums(model.hidden(batch.input_ids, batch.position_ids), model.head, batch)
     (total / weight).backward()  # type: ignore[no-untyped-call]
     return told

@@ -125,7 +125,7 @@ def test_long_rows_refused(job: Callable[..., Path]) -> None:
 
 
 def test_an_option_that_can_not_be_honoured_is_refused(job: Callable[..., Path]) -> None:
-    error = refused(job(rows(12), options={"packing": True}))
+    error = refused(job(rows(12), options={"packing": True, "micro_batch_size": 1}))
     assert error.param == "ext.packing"
 
 

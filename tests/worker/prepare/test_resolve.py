@@ -313,11 +313,31 @@ def test_each_adapter_has_its_own_rate_and_decay(facts: Facts, adapter: str, rat
     assert warnings(found) == []
 
 
+@pytest.mark.parametrize(
+    ("ext", "fast", "tokens", "packed", "micro"),
+    [
+        ({}, False, 1900, False, 1),
+        ({"packing": True}, False, 1900, True, 3),
+        ({"packing": True}, True, 1900, True, 3),
+        ({"packing": False}, True, 1900, False, 8),
+        ({}, True, 1900, True, 8),
+        ({}, True, 5000, False, 8),
+    ],
+)
+def test_packing(facts: Facts, ext: Any, fast: bool, tokens: int, packed: bool, micro: int) -> None:
+    """100 rows, the longest of 64 tokens."""
+    found = resolved(facts, examples=100, ext=ext, fast_bf16=fast, prompt=tokens - 900).resolved
+    assert (found.packing, found.micro_batch_size) == (packed, micro)
+    spec = resolve.train_spec(found, job_id="j", base=BaseSpec(name="b", path=Path("b"), sha256="0"))
+    assert spec.packing is packed
+
+
 def test_each_auto_is_given_a_reason(facts: Facts) -> None:
     ext = {"prompt_loss_weight": "auto", "epochs": "auto"}
     found = resolved(facts, ext=ext, fast_bf16=True, validation=True)
     named = {note.data["option"] for note in found.notes if note.level == "info"}
-    assert named >= {"max_length", "batch_size", "n_epochs", "learning_rate", "prompt_loss_weight", "precision"}
+    autos = {"max_length", "packing", "batch_size", "n_epochs", "learning_rate", "prompt_loss_weight", "precision"}
+    assert named >= autos
 
 
 def test_a_rate_to_be_found_begins_as_the_automatic_one_and_says_so(facts: Facts) -> None:

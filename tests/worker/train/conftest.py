@@ -100,4 +100,4 @@ def open_job(folder: Path, micro_batch_size: int | None = None) -> tuple[TrainSp
     rows = Rows.read(folder / "train.safetensors")
     model = attach(load_base(spec.base.path, torch.float32, spec.adapter == "qlora"), spec)
     size = micro_batch_size or spec.micro_batch_size
-    return spec, model, Batches(rows, spec.prompt_loss_weight, size, model.device)
+    return spec, model, Batches(rows, spec.prompt_loss_weight, size, model.device, spec.packing)

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from tests import tiny
 from tests.worker.train.conftest import open_job
-from worker.train import loss, supervised
+from worker.train import filtered, loss, supervised
 from worker.train.batches import MicroBatch, Rows
+from worker.train.faults import Refused
 from worker.train.model import Model
 
 WEIGHTED = [
@@ -162,3 +163,69 @@ def test_a_micro_batch_without_a_weighted_token_adds_nothing(base: Path, tmp_pat
     move(model)
     told = sum(supervised.backward(model, m, batches.weight(list(range(7)))) for m in batches.cut(list(range(7))))
     assert with_it["loss"] == pytest.approx(float(told[0]) / batches.weight(list(range(7))), rel=1e-9)
+
+
+def test_packed_rows_give_the_same_gradient(base: Path, tmp_path: Path) -> None:
+    """8 × 1, 4 × 2, 2 × 4 and 1 × 8, packed: ragged rows, fractional weights."""
+    folder = tiny.build_job(tmp_path / "job", base, WEIGHTED, prompt_loss_weight=0.1)
+    packed = tiny.build_job(tmp_path / "packed", base, WEIGHTED, prompt_loss_weight=0.1, packing=True)
+    one = ours(folder, 1, move)
+    for size in (1, 2, 4, 8):
+        other = ours(packed, size, move)
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert relative(other["gradients"], one["gradients"]) < 1e-6
+
+
+@pytest.mark.parametrize(("softcap", "bias"), [(None, False), (300.0, True)])
+def test_a_filtered_gradient_is_nearly_the_exact_one_and_its_loss_is_exact(
+    monkeypatch: pytest.MonkeyPatch, softcap: float | None, bias: bool
+) -> None:
+    """Peaked distributions, as a trained model has them: most columns are left out, in whole and partial blocks."""
+    monkeypatch.setattr(loss, "TILE_ELEMENTS", 40 * 256)
+    monkeypatch.setattr(loss, "ROWS", 40)
+    monkeypatch.setattr(loss, "BLOCK", 64)
+    monkeypatch.setattr(filtered, "BLOCK", 64)
+    generator = torch.Generator().manual_seed(3)
+    linear = nn.Linear(64, 1003, bias=bias).requires_grad_(False)
+    with torch.no_grad():
+        # Rows that have much in common, as a real head's do: what is left out has a mean that says something.
+        linear.weight.copy_(torch.randn(1003, 64, generator=generator) + torch.randn(64, generator=generator))
+        targets = torch.randint(1003, (97,), generator=generator)
+        noise = torch.randn(97, 64, generator=generator)
+        hidden = (0.6 * linear.weight[targets] + 0.02 * noise)[None].requires_grad_()
+    weights = torch.rand(97, generator=generator)
+    batch = MicroBatch(torch.zeros(1, 97, dtype=torch.long), torch.arange(97), targets, weights, weights.clone())
+    columns: list[int] = []
+    kept = filtered.Tail.kept
+
+    def counted(self: filtered.Tail, mass: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+        found = kept(self, mass, least)
+        columns.append(len(found))
+        return found
+
+    monkeypatch.setattr(filtered.Tail, "kept", counted)
+    exact = loss.Head(linear, linear.weight, linear.bias, 1.0, softcap)
+    total, told = loss.sums(hidden, exact, batch)
+    (gradient,) = torch.autograd.grad(total, hidden)
+    few = loss.Head(linear, linear.weight, linear.bias, 1.0, softcap, filtered=True)
+    filtered_total, filtered_told = loss.sums(hidden, few, batch)
+    (found,) = torch.autograd.grad(filtered_total, hidden)
+
+    assert 0 < sum(columns) < 0.7 * 1003 * 3
+    # Tiles of other widths: the same logits but for their last bits.
+    assert float(filtered_total) == pytest.approx(float(total), rel=1e-5)
+    assert filtered_told.tolist() == pytest.approx(told.tolist(), rel=1e-5)
+    off = float((found - gradient).norm() / gradient.norm())
+    assert 0 < off < 1e-3
+    # What is left out counts by its mass: without that the gradient is further off.
+    monkeypatch.setattr(filtered.Tail, "pull", lambda self: torch.zeros(1))
+    (cut,) = torch.autograd.grad(loss.sums(hidden, few, batch)[0], hidden)
+    assert off < 0.7 * float((cut - gradient).norm() / gradient.norm())
+
+
+def test_a_filtered_gradient_is_refused_for_a_head_that_is_trained(base: Path, tmp_path: Path) -> None:
+    lora = {"target_modules": ["q_proj", "lm_head"]}
+    folder = tiny.build_job(tmp_path / "job", base, WEIGHTED, lora=lora, head_gradient="filtered")
+    with pytest.raises(Refused) as refused:
+        open_job(folder)
+    assert (refused.value.code, refused.value.param) == ("trainable_head", "head_gradient")
