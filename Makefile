@@ -16,7 +16,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof chaos mutants fuzz bench-api bench-data bench-estimate bench-prepare bench-queue lock clean
+.PHONY: help venv demo up test check proof chaos mutants fuzz bench-api bench-data bench-estimate bench-prepare bench-train bench-queue lock clean
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -62,6 +62,8 @@ bench-prepare: venv ## Measure how soon a job is queued, the first on some data 
 
 bench-queue: venv ## Measure claims from a long queue, their fairness, and 200 workers (CHECK=1 as above)
 	@$(PY) -m bench.queue $(ARGS)
+bench-train: venv ## Measure the engine against what its matrix products cost (ARGS="--data FILE", CHECK=1)
+	@$(PY) -m bench.train $(ARGS)
 
 bench-estimate: venv ## Real runs beside what the estimator says of them (ARGS="--seed 7 --runs 4")
 	@$(PY) -m bench.estimate $(ARGS)
