@@ -149,7 +149,8 @@ def resolve(
     notes: list[Note] = []
 
     def reason(name: str, value: object, why: str) -> None:
-        notes.append(Note(message=f"{name} {value}: {why}", data={"option": name, "value": value}))
+        shown = str(value).lower() if isinstance(value, bool) else value
+        notes.append(Note(message=f"{name} {shown}: {why}", data={"option": name, "value": value}))
 
     def warn(message: str) -> None:
         notes.append(Note(level="warn", message=message))
@@ -165,6 +166,10 @@ def resolve(
     optim, multiplier = _optim(method, options, hyperparameters, facts, batch, steps, reason, warn)
     weight = _prompt_loss_weight(options, sizes, reason) if preference is None else 0.0
     precision, checkpointing = _precision(options, fast_bf16, reason, warn), options.gradient_checkpointing is True
+    if options.gradient_checkpointing == "auto":
+        reason(
+            "gradient_checkpointing", False, "it makes steps a third longer; estimates propose it where memory wants"
+        )
     resolved = Resolved(
         preference=preference,
         adapter=options.adapter,
@@ -258,7 +263,7 @@ def _batches(
             batch = max(batch, micro)
         if isinstance(accumulation, int):
             batch = math.ceil(batch / accumulation) * accumulation
-        reason("batch_size", batch, f"for {examples} examples")
+        reason("batch_size", batch, f"0.2 % of the {examples} examples, a power of two from 8 to 64")
     if isinstance(micro, int):
         return batch, micro
     if isinstance(accumulation, int):
@@ -269,7 +274,10 @@ def _batches(
     # A processor gains nothing from rows side by side, and they cost memory; an accelerator wants some thousand
     # tokens at once.
     room = max(1, 8192 // length) if fast else 1
-    return batch, min(batch, 2 ** int(math.log2(room)))
+    micro = min(batch, 2 ** int(math.log2(room)))
+    why = f"an accelerator wants about 8,192 tokens at once, and rows have up to {length}"
+    reason("micro_batch_size", micro, why if fast else "a processor gains nothing from rows side by side")
+    return batch, micro
 
 
 def _packing(method: str, options: JobOptions, sizes: Sizes, micro: int, reason: Reason, warn: Warn) -> bool:
@@ -278,13 +286,14 @@ def _packing(method: str, options: JobOptions, sizes: Sizes, micro: int, reason:
             warn("packing true: steps of one example have nothing to pack")
         return options.packing
     if micro == 1:
-        reason("packing", "false", "rows go through the layers one at a time, so nothing is padded")
+        reason("packing", False, "rows go through the layers one at a time, so nothing is padded")
         return False
     if method != "supervised" or options.adapter in ("prompt", "prefix"):
+        reason("packing", False, "it is for supervised jobs, and learned tokens must stand before each row")
         return False
     packed = sizes.mean < 0.5 * sizes.longest
     longer = "less" if packed else "not less"
-    reason("packing", str(packed).lower(), f"the mean row is {longer} than half as long as the longest")
+    reason("packing", packed, f"the mean row is {longer} than half as long as the longest")
     return packed
 
 
@@ -332,7 +341,7 @@ def _optim(
         reason("learning_rate", "find", "a range test before the first step; the automatic rate where it finds none")
     else:
         rate = automatic
-        reason("learning_rate", rate, f"for hidden size {facts.hidden_size}, {batch} examples a step, {steps} steps")
+        reason("learning_rate", rate, _why_rate(method, options.adapter, facts, batch, steps))
     low, high = USUAL_LEARNING_RATES
     high = _MOST_LEARNING_RATE.get(options.adapter, high)
     if not low <= rate <= high:
@@ -352,6 +361,17 @@ def _optim(
         ),
         rate / automatic,
     )
+
+
+def _why_rate(method: str, adapter: str, facts: Facts, batch: int, steps: int) -> str:
+    if adapter in _LEARNING_RATES:
+        usual = f"usual for {adapter}, whatever the model"
+    else:
+        short = f", more since {steps} steps are few" if steps < _SHORT_RUN else ""
+        usual = f"for {facts.model_type} of hidden size {facts.hidden_size} and {batch} examples a step{short}"
+        if adapter in OWN_WEIGHTS:
+            usual += "; a tenth of LoRA's, since the model's own weights are trained"
+    return usual + ("; a tenth of that for preferences" if method == "dpo" else "")
 
 
 def _weight_decay(options: JobOptions) -> float:
@@ -386,9 +406,12 @@ def _precision(options: JobOptions, fast_bf16: bool, reason: Reason, warn: Warn)
         if not fast_bf16:
             warn("precision bf16: the processors that train this job compute many times slower in it than in fp32")
         return "bf16"
-    if options.precision == "auto" and fast_bf16:
+    if options.precision == "fp32":
+        return "fp32"
+    if fast_bf16:
         reason("precision", "bf16", "the accelerator computes in it")
         return "bf16"
+    reason("precision", "fp32", "the processors that train compute fastest in it")
     return "fp32"
 
 
@@ -401,6 +424,7 @@ def _eval_every(
         return options.eval.every
     # At the end of each epoch there is a checkpoint to judge; runs with few of them are looked at about five times.
     if passes >= 3:
+        reason("eval.every", "epoch", f"{passes:g} epochs, and at the end of each there is a checkpoint to judge")
         return "epoch"
     every = max(1, steps // 5)
     reason("eval.every", every, f"{steps} steps in less than three epochs")

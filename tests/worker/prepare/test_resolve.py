@@ -335,9 +335,35 @@ def test_packing(facts: Facts, ext: Any, fast: bool, tokens: int, packed: bool, 
 def test_each_auto_is_given_a_reason(facts: Facts) -> None:
     ext = {"prompt_loss_weight": "auto", "epochs": "auto"}
     found = resolved(facts, ext=ext, fast_bf16=True, validation=True)
-    named = {note.data["option"] for note in found.notes if note.level == "info"}
-    autos = {"max_length", "packing", "batch_size", "n_epochs", "learning_rate", "prompt_loss_weight", "precision"}
-    assert named >= autos
+    told = {note.data["option"]: note.data["value"] for note in found.notes if note.level == "info"}
+    assert told == {
+        "max_length": found.resolved.max_length,
+        "batch_size": found.resolved.batch_size,
+        "micro_batch_size": found.resolved.micro_batch_size,
+        "n_epochs": found.resolved.hyperparameters.n_epochs,
+        "learning_rate": found.resolved.optim.learning_rate,
+        "prompt_loss_weight": found.resolved.prompt_loss_weight,
+        "precision": found.resolved.precision,
+        "gradient_checkpointing": found.resolved.gradient_checkpointing,
+        "packing": found.resolved.packing,
+        "eval.every": found.resolved.eval.every,
+    }
+
+
+def test_what_is_given_needs_no_reason(facts: Facts) -> None:
+    ext = {
+        "max_length": 64,
+        "epochs": 2,
+        "micro_batch_size": 1,
+        "prompt_loss_weight": 0.2,
+        "optim": {"learning_rate": 1e-4},
+        "precision": "fp32",
+        "gradient_checkpointing": False,
+        "packing": False,
+        "eval": {"every": 3},
+    }
+    found = resolved(facts, ext=ext, hyperparameters={"batch_size": 2}, validation=True)
+    assert [note for note in found.notes if note.level == "info"] == []
 
 
 def test_a_rate_to_be_found_begins_as_the_automatic_one_and_says_so(facts: Facts) -> None:
