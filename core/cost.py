@@ -146,7 +146,7 @@ def trained(shape: Shape, plan: Plan) -> Trained:
             return Trained(plan.virtual_tokens * shape.hidden_size, 1, 0)
         case "prefix":
             return Trained(plan.virtual_tokens * 2 * shape.layers * shape.key_width, 1, 0)
-        case "lora" | "qlora":
+        case "lora" | "qlora" | "peft":
             whole = shape.adapted(plan.rank, plan.target_modules)
             return Trained(*(round(share * one) for one in whole[:3]))
 

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core import peft
 from core.formats import prompts
 from core.formats.report import Form
 
 Auto = Literal["auto"]
-Adapter = Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"]
+Adapter = Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix", "peft"]
 Loss = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -149,7 +150,7 @@ T = TypeVar("T", bound=Table)
 class JobOptions(Table):
     """``ext`` of POST /v1/fine_tuning/jobs. ``None`` means "as if it had not been given"."""
 
-    adapter: Adapter = Field("lora", description="one of lora, qlora, full, layers, ia3, prompt, prefix")
+    adapter: Adapter = Field("lora", description="one of lora, qlora, full, layers, ia3, prompt, prefix, peft")
     lora: Lora = Field(Lora(), description="an object")
     layers: Annotated[list[int], Field(min_length=1, max_length=1024)] | dict[Literal["last"], Count] | None = Field(
         None, description='{"last": n} or a list of layer numbers'
@@ -383,6 +384,7 @@ _FOR_ADAPTERS: dict[str, tuple[str, ...]] = {
     "lora.plus_ratio": LOW_RANK,
     "layers": (*LOW_RANK, "layers"),
     "prompt.virtual_tokens": ("prompt", "prefix"),
+    "peft": ("peft",),
     # A head that is trained needs its own gradient whole.
     "head_gradient": tuple(name for name in ADAPTERS if name != "full"),
 }
@@ -408,7 +410,6 @@ _FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 # What this release's engine honours. An option that is not named here must have one of the listed values
 # (its default, mostly): everything else is refused at creation, so that nothing is ever ignored in silence.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
-    "peft": (None,),
     "precision": ("fp32", "bf16", "auto"),
     "checkpoints.every": (None, "epoch"),
     "checkpoints.keep": (None,),
@@ -464,6 +465,10 @@ def _misplaced(options: JobOptions, method: str) -> list[Fault]:
         faults.append(
             Fault(path, f"{path}: filtered is for a head that is not trained, and lora.target_modules names it")
         )
+    if options.adapter == "peft" and options.peft is None:
+        faults.append(Fault("ext.peft", "ext.peft is missing: adapter peft is what it says"))
+    if options.peft is not None:
+        faults += [Fault(f"ext.peft.{key}", f"ext.peft.{key} {why}") for key, why in peft.faults(options.peft)]
     if options.packing is True:
         faults += _unpackable(options, method)
     if options.adapter == "prefix" and options.gradient_checkpointing is True:

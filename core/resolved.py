@@ -1,6 +1,6 @@
 """Every option of a job with the value used: what its ``ext.resolved`` says, and all that a trainer needs to know."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from core.formats.report import Format
 from core.options import Adapter, Loss, Table
@@ -105,6 +105,8 @@ class Resolved(Table):
     layers: list[int] | None = None
     """Layer numbers; below 0 they count from the last. None: all."""
     prompt: ResolvedPrompt | None = None
+    peft: dict[str, Any] | None = None
+    """Of adapter peft, as it was given"""
     prompt_loss_weight: float
     train_on: Literal["assistant", "last_assistant", "all"]
     optim: ResolvedOptim

@@ -28,7 +28,7 @@ Knows nothing about torch: both sides import it.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -113,11 +113,13 @@ class TrainSpec(_Strict):
     preference: PreferenceSpec | None = None
     """Of method dpo."""
     base: BaseSpec
-    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix"] = "lora"
+    adapter: Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix", "peft"] = "lora"
     lora: LoraSpec = LoraSpec()
     layers: list[int] | None = None
     """Layers that are trained or adapted, from 0 on or from -1 back; None: all."""
     virtual_tokens: int = 20
+    peft: dict[str, Any] | None = None
+    """Of adapter peft: ``type`` and that configuration's own fields, which ``core/peft.py`` lists."""
     prompt_loss_weight: float = 0.0
     seed: int
     epochs: float

@@ -123,7 +123,7 @@ def _run(base: BaseModel, resolved: Resolved, found: Json) -> _Run | None:
     rows = 2 if preference is not None and preference.loss != "kto" else 1
     plan = Plan(
         adapter=resolved.adapter,
-        rank=resolved.lora.rank if resolved.lora is not None else 0,
+        rank=resolved.lora.rank if resolved.lora is not None else _rank(resolved.peft),
         target_modules=resolved.lora.target_modules if resolved.lora is not None else "all-linear",
         layers=None if resolved.layers is None else len(resolved.layers),
         virtual_tokens=resolved.prompt.virtual_tokens if resolved.prompt is not None else 0,
@@ -291,3 +291,8 @@ def _price(rates: Price | None, seconds: float | None, tokens: int) -> wire.Amou
 def _wait(session: Session, tenant: Tenant, priority: int) -> wire.Wait:
     before, seconds = queue.wait(session, tenant, priority)
     return wire.Wait(jobs_before=before, seconds=seconds)
+
+
+def _rank(peft: dict[str, Any] | None) -> int:
+    """An adapter that is not LoRA, reckoned as LoRA of its rank."""
+    return 0 if peft is None else int(peft.get("r", 8))

@@ -70,6 +70,8 @@ def _same_adapter(chosen: JobOptions, before: Resolved, name: str) -> None:
         ]
     elif wanted == "ia3":
         pairs = [("ext.lora.target_modules", chosen.lora.target_modules, before.target_modules)]
+    elif wanted == "peft":
+        pairs = [("ext.peft", chosen.peft, before.peft)]
     elif before.prompt is not None:
         pairs = [("ext.prompt.virtual_tokens", chosen.prompt.virtual_tokens, before.prompt.virtual_tokens)]
     for path, asked, was in pairs:

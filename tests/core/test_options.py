@@ -261,7 +261,6 @@ def test_bad_hyperparameters_are_named(name: str, value: Any) -> None:
 
 
 UNSUPPORTED = [
-    ("peft", {"type": "ia3"}),
     ("precision", "fp16"),
     ("checkpoints.every", 10),
     ("checkpoints.keep", "all"),
@@ -287,6 +286,8 @@ MISPLACED = [
     ({"prompt": {"virtual_tokens": 8}}, "ext.prompt.virtual_tokens", "for adapter prompt or prefix"),
     ({"adapter": "full", "layers": [1]}, "ext.layers", "for adapter lora or qlora or layers"),
     ({"adapter": "layers"}, "ext.layers", "is missing"),
+    ({"peft": {"type": "loha"}}, "ext.peft", "for adapter peft"),
+    ({"adapter": "peft"}, "ext.peft", "is missing"),
     ({"limits": {"on_limit": "fail"}}, "ext.limits.on_limit", "needs ext.limits.max_seconds"),
     ({"resume_optimizer": True}, "ext.resume_optimizer", "needs ext.init_from"),
     ({"adapter": "full", "outputs": "merged"}, "ext.outputs", "nothing to merge"),
@@ -382,3 +383,24 @@ def test_a_mix_has_bounds(mix: Any) -> None:
 )
 def test_packing_and_the_filter_are_refused_where_they_can_not_hold(given: Any, method: str, path: str) -> None:
     assert [fault.path for fault in options.unsupported(options.parse(given), method)] == [path]
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"adapter": "peft", "peft": {}}, "ext.peft.type"),
+        ({"adapter": "peft", "peft": {"type": "adalora"}}, "ext.peft.type"),
+        ({"adapter": "peft", "peft": {"type": "loha", "r": 0}}, "ext.peft.r"),
+        ({"adapter": "peft", "peft": {"type": "loha", "init_weights": False}}, "ext.peft.init_weights"),
+        ({"adapter": "peft", "peft": {"type": "loha", "target_modules": []}}, "ext.peft.target_modules"),
+        ({"adapter": "peft", "peft": {"type": "loha"}, "outputs": "merged"}, "ext.outputs"),
+        ({"adapter": "peft", "peft": {"type": "loha"}, "lora": {"rank": 4}}, "ext.lora.rank"),
+    ],
+)
+def test_a_peft_configuration_is_checked_when_the_job_is_made(given: Any, path: str) -> None:
+    assert [fault.path for fault in options.unsupported(options.parse(given))] == [path]
+
+
+def test_peft_configurations_that_are_taken() -> None:
+    for given in ({"type": "vera", "r": 256}, {"type": "miss", "target_modules": ["q_proj"], "miss_dropout": 0.1}):
+        assert options.unsupported(options.parse({"adapter": "peft", "peft": given})) == []

@@ -18,6 +18,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "layers": {"layers": {"last": 1}},
     "qlora": {"lora": {"rank": 4, "plus_ratio": 4}, "optim": {"optimizer": "adamw_8bit"}},
     "ia3": {"outputs": ["adapter", "merged"]},
+    "peft": {"peft": {"type": "miss", "r": 4}, "optim": {"learning_rate": 1e-3}},
     "prompt": {"prompt": {"virtual_tokens": 4}},
     "prefix": {"prompt": {"virtual_tokens": 4}},
 }

@@ -26,7 +26,7 @@ from worker.prepare.folder import Facts, Note, Prepared, Tokenised
 
 # Outside these a run almost never learns anything good.
 USUAL_LEARNING_RATES = (1e-7, 1e-3)
-_MOST_LEARNING_RATE = {"ia3": 1e-1, "prompt": 1.0, "prefix": 1e-1}
+_MOST_LEARNING_RATE = {"peft": 1e-1, "ia3": 1e-1, "prompt": 1.0, "prefix": 1e-1}
 _LR_BOUNDS, _LR_BOUNDS_OWN_WEIGHTS = (5e-5, 1e-3), (5e-6, 5e-5)
 _LEARNING_RATES = {"ia3": 5e-3, "prompt": 3e-2, "prefix": 5e-3}
 _SHORT_RUN = 100
@@ -177,6 +177,7 @@ def resolve(
         target_modules=options.lora.target_modules if options.adapter == "ia3" else None,
         layers=_layers(options),
         prompt=ResolvedPrompt(**options.prompt.model_dump()) if options.adapter in ("prompt", "prefix") else None,
+        peft=options.peft,
         prompt_loss_weight=weight,
         train_on=options.train_on,
         optim=optim,
@@ -460,6 +461,7 @@ def train_spec(
         lora=_lora_spec(resolved),
         layers=resolved.layers,
         virtual_tokens=resolved.prompt.virtual_tokens if resolved.prompt is not None else 0,
+        peft=resolved.peft,
         prompt_loss_weight=resolved.prompt_loss_weight,
         seed=resolved.seed,
         epochs=resolved.epochs,

@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import torch
 from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
     IA3Config,
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PeftType,
     PrefixTuningConfig,
     PromptTuningConfig,
     PromptTuningInit,
@@ -61,7 +63,13 @@ def begin_from(model: Model, folder: Path, name: str) -> None:
 
 
 def _adapted(network: PreTrainedModel, spec: TrainSpec) -> PeftModel:
-    peft = get_peft_model(network, _CONFIGS[spec.adapter](network, spec))
+    try:
+        peft = get_peft_model(network, _CONFIGS[spec.adapter](network, spec))
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        if spec.peft is None:
+            raise
+        message = f"PEFT can't make this adapter on this base model: {error}".rstrip(".") + "."
+        raise Refused("unsupported_peft", message, "peft") from error
     # The adapter's file tells the public name; the folder it was trained from means nothing to its reader.
     peft.peft_config["default"].base_model_name_or_path = spec.base.name
     return cast(PeftModel, peft)
@@ -118,12 +126,23 @@ def _prefix(network: PreTrainedModel, spec: TrainSpec) -> PeftConfig:
     return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=spec.virtual_tokens)
 
 
+def _other(network: PreTrainedModel, spec: TrainSpec) -> PeftConfig:
+    """What this project knows by name only; PEFT itself says what it makes of the values."""
+    given = dict(spec.peft or {})
+    kind = PeftType(str(given.pop("type")).upper())
+    targets = _targets(network, given.pop("target_modules", "all-linear"))
+    # Any of PEFT's classes, each with fields of its own.
+    make: Callable[..., PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    return make(task_type="CAUSAL_LM", target_modules=targets, **given)
+
+
 _CONFIGS: dict[str, Callable[[PreTrainedModel, TrainSpec], PeftConfig]] = {
     "lora": _lora,
     "qlora": _lora,
     "ia3": _ia3,
     "prompt": _prompt,
     "prefix": _prefix,
+    "peft": _other,
 }
 
 
