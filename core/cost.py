@@ -91,6 +91,8 @@ class Machine(_Record):
     """One operation on a few numbers, forward and backward together: what is paid for each whatever its size."""
     resident_bytes: int
     """Memory of an idle trainer on the device: libraries on a processor, the context on an accelerator."""
+    four_bits: bool = True
+    """Whether it can hold and use a base model in four bits."""
 
     def better(self, other: "Machine | None") -> "Machine":
         """The best of two measurements: what else ran meanwhile made one worse, nothing made one better."""
@@ -101,6 +103,7 @@ class Machine(_Record):
             bytes_per_second=max(self.bytes_per_second, other.bytes_per_second),
             op_seconds=min(self.op_seconds, other.op_seconds),
             resident_bytes=min(self.resident_bytes, other.resident_bytes),
+            four_bits=self.four_bits or other.four_bits,
         )
 
 

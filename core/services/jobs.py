@@ -110,6 +110,12 @@ def _check_room(session: Session, base: BaseModel, chosen: JobOptions) -> None:
 
     What else a run needs is known once its data are prepared, and told by an estimate.
     """
+    if chosen.adapter == "qlora" and not workers.four_bits(session):
+        raise BadRequest(
+            "ext.adapter: qlora needs a base model in four bits, and no registered worker's device can do that.",
+            param="ext.adapter",
+            code="no_worker_fits",
+        )
     parameters = (base.facts or {}).get("parameters")
     room = workers.largest_room(session)
     if parameters is None or room is None:

@@ -60,6 +60,12 @@ def largest_room(session: Session) -> float | None:
     return None if found is None else float(found)
 
 
+def four_bits(session: Session) -> bool:
+    """Whether a registered train worker can hold a base in four bits; one that has not measured itself might."""
+    machines = session.scalars(select(Worker.machine).where(Worker.kind == "train")).all()
+    return not machines or any(machine is None or machine.get("four_bits", True) for machine in machines)
+
+
 def forget_old(session: Session) -> None:
     session.execute(delete(Worker).where(Worker.last_seen_at < clock.now() - _FORGOTTEN_AFTER))
 

@@ -8,6 +8,7 @@ from sqlalchemy import update
 
 from core import clock
 from core.config import Settings
+from core.cost import Machine
 from core.db import tenancy
 from core.db.session import transaction
 from core.db.tables import BaseModel, Job, Worker
@@ -127,3 +128,16 @@ def test_a_job_that_no_registered_worker_could_ever_run_is_refused(parts: Parts,
     assert create(account, training_file=file_id, seed=2, ext={"adapter": "qlora"}).status_code == 200
     worker(parts, id="worker_b", name="large", memory_bytes=24_000_000_000)
     assert create(account, training_file=file_id, seed=3).status_code == 200
+
+
+def test_qlora_is_refused_where_no_device_can_do_four_bits(parts: Parts, account: Account) -> None:
+    machine = Machine(flops={"fp32": 1e11}, bytes_per_second=1e10, op_seconds=1e-5, resident_bytes=1, four_bits=False)
+    file_id = upload(account)
+    worker(parts, machine=machine.model_dump())
+    refused = create(account, training_file=file_id, ext={"adapter": "qlora"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "no_worker_fits"
+    assert refused.json()["error"]["param"] == "ext.adapter"
+    assert create(account, training_file=file_id).status_code == 200
+    worker(parts, id="worker_b", name="other", machine=machine.model_dump() | {"four_bits": True})
+    assert create(account, training_file=file_id, ext={"adapter": "qlora"}, seed=1).status_code == 200

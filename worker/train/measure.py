@@ -1,5 +1,6 @@
 """What this machine can do, measured in less than a second: the rates ``core.cost`` reckons with."""
 
+import importlib.util
 import mmap
 import os
 import time
@@ -30,7 +31,15 @@ def machine() -> Machine:
         bytes_per_second=_bandwidth(where),
         op_seconds=_operation(where),
         resident_bytes=resident,
+        four_bits=_four_bits(where),
     )
+
+
+def _four_bits(where: torch.device) -> bool:
+    """Whether bitsandbytes is there and has kernels for the device; to load it would cost memory that is measured."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    return where.type == "cpu" or (where.type == "cuda" and torch.cuda.get_device_capability(where) >= (6, 0))
 
 
 def _flops(where: torch.device, precision: Literal["fp32", "bf16"]) -> float:

@@ -19,6 +19,7 @@ def test_a_machine_is_measured_in_less_than_a_second() -> None:
     assert machine.bytes_per_second > 1e8
     assert 0 < machine.op_seconds < 1e-2
     assert machine.resident_bytes > 5e7
+    assert machine.four_bits
 
 
 def test_the_shape_counts_what_an_adapter_really_has(base: Path, tmp_path: Path) -> None:
