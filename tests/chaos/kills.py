@@ -84,6 +84,7 @@ class Kills:
             submission.give_up()
             for down in site.down():
                 site.stack.supervisor.restart_in(down, 0)
+            site.until(site.answers, 60 * self.leases)
         seen += checker.once(site, name, submission.job_id, submission.told)
         job = checker.job_of(site, name)
         if job is not None and not any(fault.sort == "stuck" for fault in seen):

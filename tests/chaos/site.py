@@ -111,6 +111,14 @@ class Site:
         )
         assert ready, self.logs()
 
+    def answers(self) -> bool:
+        """Whether the API is there: what came of a job can be asked for only then."""
+        try:
+            url = self.stack.connection.base_url.removesuffix("/v1") + "/readyz"
+            return httpx.get(url, timeout=10).status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def stranger(self) -> OpenAI:
         """A client with a key of another project."""
         found = self.query("SELECT id FROM projects WHERE name = 'stranger'")
