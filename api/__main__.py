@@ -3,6 +3,8 @@
 import contextlib
 import socket
 import sys
+import threading
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +19,17 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal: not ready any more, and serve on for a while. The second one: the end."""
+        seconds = self._app.state.parts.settings.drain_seconds if self.started else 0
+        if seconds == 0 or self._app.state.draining:
+            super().handle_exit(sig, frame)
+            return
+        self._app.state.draining = True
+        end = threading.Timer(seconds, super().handle_exit, (sig, frame))
+        end.daemon = True
+        end.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.live.end()

@@ -37,6 +37,7 @@ def install(app: FastAPI, parts: Parts) -> None:
     app.state.parts = parts
     app.state.limit = RequestLimit(parts.settings)
     app.state.live = Live(parts)
+    app.state.draining = False
 
 
 def create_app(parts: Parts | None = None) -> FastAPI:

@@ -32,7 +32,11 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 started = True
                 _count(scope, message["status"], time.perf_counter() - began)
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if scope["app"].state.draining:
+                    # A connection that is kept would break under the client's next request.
+                    headers["connection"] = "close"
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:

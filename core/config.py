@@ -121,6 +121,8 @@ class Settings(BaseSettings):
     # HTTP.
     host: str = "127.0.0.1"
     port: int = 8000
+    drain_seconds: float = Field(3, ge=0)
+    """After SIGTERM the API says that it is not ready and still serves, so that whoever sends it requests can turn."""
     metrics_port: int | None = Field(None, ge=0, le=65535)
     """Where this process answers Prometheus; empty: nowhere."""
     metrics_host: str = "127.0.0.1"

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import redis
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,8 +34,11 @@ async def healthz() -> Health:
     summary="Can it serve",
     responses={503: {"model": Readiness, "description": "Not now; ``checks`` says what is missing."}},
 )
-def readyz(parts: PartsDep, response: Response) -> Readiness:
-    """Requests can be served. Redis is told of but not required: jobs are accepted and found without it."""
+def readyz(request: Request, parts: PartsDep, response: Response) -> Readiness:
+    """Requests can be served, and the process is not about to end.
+
+    Redis is told of but not required: jobs are accepted and found without it.
+    """
     checks: dict[str, Literal["ok", "unavailable"]] = {"database": "ok", "redis": "ok", "s3": "ok"}
     try:
         with parts.sessions() as session:
@@ -51,6 +54,8 @@ def readyz(parts: PartsDep, response: Response) -> Readiness:
         parts.store.ready()
     except Unavailable:
         checks["s3"] = "unavailable"
-    ready = checks["database"] == checks["s3"] == "ok"
+    if request.app.state.draining:
+        checks["process"] = "unavailable"
+    ready = "unavailable" not in {value for name, value in checks.items() if name != "redis"}
     response.status_code = 200 if ready else 503
     return Readiness(status="ready" if ready else "not_ready", checks=checks)

@@ -198,6 +198,8 @@ class Stack:
         # A worker must have let go of its job within the time that this stack has to stop.
         env.setdefault("ATTUNE_STOP_GRACE_SECONDS", "2")
         env.setdefault("ATTUNE_LOG_FORMAT", "text")
+        # Nobody stands before this API who would have to turn to another one first.
+        env.setdefault("ATTUNE_DRAIN_SECONDS", "0")
 
     def _migrate(self, command: Sequence[str]) -> None:
         began = time.monotonic()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
@@ -72,6 +72,11 @@ class Queue(RuleBasedStateMachine):
             self._close()
 
     # What happens.
+
+    @initialize(project=st.sampled_from(PROJECTS))
+    def begin(self, project: str) -> None:
+        self.submit(project, 0, Status.QUEUED)
+        self.claim(Status.QUEUED)
 
     @precondition(lambda self: len(self.jobs) < 5)
     @rule(
@@ -139,24 +144,15 @@ class Queue(RuleBasedStateMachine):
             assert claims.heartbeat(session, _claim(known), self.settings) == known.wish
         known.lease = self.now + LEASE
 
-    @precondition(lambda self: self._owned(Status.RUNNING))
-    @rule(at=AT, count=st.integers(1, 3))
-    def train(self, at: int, count: int) -> None:
-        known = self._pick(self._owned(Status.RUNNING), at)
+    def train(self, known: Known, count: int) -> None:
         self._write(known, lambda session, job: _steps(session, job, known.steps, count))
         known.steps += count
 
-    @precondition(lambda self: [one for one in self._owned(Status.RUNNING) if one.steps > one.saved])
-    @rule(at=AT)
-    def checkpoint(self, at: int) -> None:
-        known = self._pick([one for one in self._owned(Status.RUNNING) if one.steps > one.saved], at)
+    def checkpoint(self, known: Known) -> None:
         self._write(known, lambda session, job: _checkpoint(session, job, known.steps))
         known.saved, known.losses = known.steps, 0
 
-    @precondition(lambda self: self._owned(Status.VALIDATING))
-    @rule(at=AT)
-    def prepared(self, at: int) -> None:
-        known = self._pick(self._owned(Status.VALIDATING), at)
+    def prepared(self, known: Known) -> None:
         if known.wish == Wish.CANCEL:
             self._write(known, runs.cancelled)
             self._ended(known, Status.CANCELLED)
@@ -170,11 +166,8 @@ class Queue(RuleBasedStateMachine):
         known.status, known.losses = Status.QUEUED, 0
         self._given_back(known)
 
-    @precondition(lambda self: self._owned(Status.RUNNING))
-    @rule(at=AT)
-    def finish(self, at: int) -> None:
+    def finish(self, known: Known) -> None:
         """The end of a run as ``worker/runner.py`` writes it: a wish to cancel wins."""
-        known = self._pick(self._owned(Status.RUNNING), at)
 
         def end(session: Session, job: Job) -> None:
             if job.wish == Wish.CANCEL:
@@ -185,28 +178,39 @@ class Queue(RuleBasedStateMachine):
         self._write(known, end)
         self._ended(known, Status.CANCELLED if known.cancel_asked else Status.SUCCEEDED)
 
-    @precondition(lambda self: self._owned())
-    @rule(at=AT)
-    def fail(self, at: int) -> None:
-        known = self._pick(self._owned(), at)
+    def fail(self, known: Known) -> None:
         self._write(known, lambda session, job: runs.failed(session, job, "bad", "It was bad."))
         self._ended(known, Status.FAILED)
 
-    @precondition(lambda self: self._owned())
-    @rule(at=AT)
-    def hand_back(self, at: int) -> None:
-        known = self._pick(self._owned(), at)
+    def hand_back(self, known: Known) -> None:
         self._write(known, lambda session, job: runs.handed_back(session, job, "drained"))
         if known.status == Status.RUNNING:
             known.status = Status.QUEUED
         self._given_back(known)
 
-    @precondition(lambda self: self._owned())
-    @rule(at=AT)
-    def lose(self, at: int) -> None:
-        known = self._pick(self._owned(), at)
+    def lose(self, known: Known) -> None:
         self._write(known, lambda session, job: runs.lost(session, job, self.settings, "killed"))
         self._lost(known)
+
+    @precondition(lambda self: self._owned())
+    @rule(at=AT, count=st.integers(1, 3), saves=st.booleans())
+    def work(self, at: int, count: int, saves: bool) -> None:
+        """A run goes on; rows that are being prepared are ready."""
+        known = self._pick(self._owned(), at)
+        if known.status == Status.VALIDATING:
+            self.prepared(known)
+        elif saves and known.steps > known.saved:
+            self.checkpoint(known)
+        else:
+            self.train(known, count)
+
+    @precondition(lambda self: self._owned())
+    @rule(at=AT, how=st.sampled_from(["hand_back", "lose", "finish", "hand_back", "fail"]))
+    def let_go(self, at: int, how: str) -> None:
+        known = self._pick(self._owned(), at)
+        if how == "finish" and known.status != Status.RUNNING:
+            how = "hand_back"
+        {"finish": self.finish, "fail": self.fail, "hand_back": self.hand_back, "lose": self.lose}[how](known)
 
     # Who comes too late.
 
@@ -303,9 +307,19 @@ class Queue(RuleBasedStateMachine):
     # What users ask for.
 
     @precondition(lambda self: self._reachable())
-    @rule(at=AT)
-    def cancel(self, at: int) -> None:
+    @rule(
+        at=AT,
+        what=st.sampled_from(["pause", "resume", "cancel", "stop"]),
+        when=st.sampled_from(list(steering.STOPS)),
+    )
+    def ask(self, at: int, what: str, when: str) -> None:
         known = self._pick(self._reachable(), at)
+        if what == "stop":
+            self.stop(known, when)
+        else:
+            {"pause": self.pause, "resume": self.resume, "cancel": self.cancel}[what](known)
+
+    def cancel(self, known: Known) -> None:
         if not self._ask(known, lambda session: steering.cancel(session, _tenant(known), known.id)):
             return
         if known.status == Status.CANCELLED:
@@ -316,10 +330,7 @@ class Queue(RuleBasedStateMachine):
         else:
             known.wish = Wish.CANCEL
 
-    @precondition(lambda self: self._reachable())
-    @rule(at=AT)
-    def pause(self, at: int) -> None:
-        known = self._pick(self._reachable(), at)
+    def pause(self, known: Known) -> None:
         if not self._ask(known, lambda session: steering.pause(session, _tenant(known), known.id)):
             return
         if known.paused or known.wish == Wish.PAUSE:
@@ -329,10 +340,7 @@ class Queue(RuleBasedStateMachine):
         else:
             known.wish = Wish.PAUSE
 
-    @precondition(lambda self: self._reachable())
-    @rule(at=AT)
-    def resume(self, at: int) -> None:
-        known = self._pick(self._reachable(), at)
+    def resume(self, known: Known) -> None:
         if not self._ask(known, lambda session: steering.resume(session, _tenant(known), known.id)):
             return
         if known.wish == Wish.PAUSE:
@@ -340,10 +348,7 @@ class Queue(RuleBasedStateMachine):
         elif known.paused:
             known.paused, known.rests_until = False, 0.0
 
-    @precondition(lambda self: self._reachable())
-    @rule(at=AT, when=st.sampled_from(list(steering.STOPS)))
-    def stop(self, at: int, when: str) -> None:
-        known = self._pick(self._reachable(), at)
+    def stop(self, known: Known, when: str) -> None:
         if not self._ask(known, lambda session: steering.stop(session, _tenant(known), known.id, when)):
             return
         if known.status != Status.RUNNING:
