@@ -77,6 +77,19 @@ def test_an_estimate_says_what_the_job_will_take(
     assert {one["code"] for one in found["advice"]} >= {"try_prompting_first", "method"}
 
 
+def test_a_rate_that_is_looked_for_costs_its_steps(
+    parts: Parts, account: Account, runner: Runner, base: BaseModel
+) -> None:
+    train_worker(parts)
+    file = upload(account, chat_rows(24))
+    plain, found = (
+        ask(account, runner, training_file=file, ext={"max_steps": 4, "optim": {"learning_rate": rate}})
+        for rate in (1e-3, "find")
+    )
+    assert found["seconds"] - plain["seconds"] > 5 * plain["step_seconds"] == 5 * found["step_seconds"]
+    assert found["resolved"]["optim"]["find"] is True
+
+
 def test_the_job_after_an_estimate_is_what_was_estimated_and_needs_no_preparing(
     parts: Parts, account: Account, runner: Runner, base: BaseModel
 ) -> None:

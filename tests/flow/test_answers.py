@@ -49,6 +49,16 @@ def test_prompts_are_answered_by_the_base_and_by_the_model(live: Live, file_id: 
     assert lines[0]["answer"] == first["answer"]
 
 
+def test_the_next_job_on_the_same_rows_has_its_own_prompts(live: Live, file_id: str) -> None:
+    for prompt in ("Hello", "Good morning"):
+        job = live.wait(create(live, file_id, [prompt], max_steps=1, epochs=None).id)
+        assert job.status == "succeeded", (job.error, live.logs())
+        events = live.client.fine_tuning.jobs.list_events(job.id, limit=100).data
+        told = [event.data["answers"] for event in events if "answers" in (event.data or {})]  # type: ignore[index]
+        assert all(f"user\n{prompt}<" in answers[0]["prompt"] for answers in told)
+        assert len(told) == 2
+
+
 def test_rows_held_out_are_answered(live: Live, file_id: str) -> None:
     job = live.wait(create(live, file_id, {"validation_rows": 2}, data={"validation_fraction": 0.25}).id)
     assert job.status == "succeeded", (job.error, live.logs())

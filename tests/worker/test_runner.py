@@ -76,7 +76,12 @@ def queued(parts: Parts, account: Account, base: BaseModel, seed: int) -> str:
             f"ftjob-seed{seed}",
             seed=seed,
             resolved=RESOLVED | {"seed": seed},
-            prepared={"files": {"train.safetensors": tokens}, "base": {"name": base.name, "sha256": "0" * 64}},
+            prepared={
+                "files": {"train.safetensors": tokens},
+                "base": {"name": base.name, "sha256": "0" * 64},
+                "prompts": [],
+                "ends": [],
+            },
         )
         session.add(job)
     return job.id

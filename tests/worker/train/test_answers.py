@@ -45,10 +45,13 @@ def test_asking_changes_no_bit_of_the_run(base: Path, tmp_path: Path, train: Tra
     assert not quiet.events("answers")
 
 
+@pytest.mark.parametrize("adapter", ["lora", "prompt"])
 def test_the_base_answers_before_the_first_step_and_the_model_at_each_evaluation(
-    base: Path, tmp_path: Path, train: Train
+    base: Path, tmp_path: Path, train: Train, adapter: str
 ) -> None:
-    ran = train(job(tmp_path / "job", base, generate=PROMPTS, eval_every=2, optim={"learning_rate": 1e-2}))
+    """Learned tokens change what is said from the first on: the base must be asked without them."""
+    values: dict[str, Any] = {"generate": PROMPTS, "eval_every": 2, "optim": {"learning_rate": 1e-2}}
+    ran = train(job(tmp_path / "job", base, adapter=adapter, **values))
     told = ran.events("answers")
     assert [(event["step"], event["by"]) for event in told] == [(0, "base"), *((n, "model") for n in (2, 4, 6))]
     every = tiny.read_events(ran.folder)
