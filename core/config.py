@@ -114,6 +114,14 @@ class Settings(BaseSettings):
     """Scratch folders, the cache of base models, lock files."""
     worker_threads: int | None = None
     """Threads torch may use in a slot; empty: the cores divided by the slots."""
+    trainer_memory_bytes: int | None = Field(None, ge=1)
+    """Memory a trainer may allocate on this machine (``RLIMIT_DATA``); empty: no limit."""
+    recovery_seconds: float = Field(300, gt=0)
+    """Longest time between two points that a lost job can go on from."""
+    recovery_fraction: float = Field(0.1, gt=0, le=1)
+    """Largest share of a run's steps between two of them."""
+    disk_most: float = Field(0.9, gt=0, le=1)
+    """A worker takes no more work while more than this share of its disk is used."""
     keep_scratch: bool = False
     conversions: Path | None = None
     """Where converted base models are kept, so that registering one again is quick; empty: in the cache."""

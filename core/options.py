@@ -129,8 +129,13 @@ class EarlyStopping(Table):
 
 
 class Checkpoints(Table):
-    every: Literal["epoch"] | Count | Json | None = Field(None, description='steps, minutes or "epoch"')
-    keep: Literal["all", "best"] | Json | None = Field(None, description='"all", "best" or the last n')
+    every: Literal["epoch"] | Count | Annotated[dict[Literal["minutes"], Positive], Field(min_length=1)] = Field(
+        "epoch", description='a number of steps, {"minutes": m} or "epoch"'
+    )
+    keep: Literal["all", "best"] | Annotated[dict[Literal["last"], Count], Field(min_length=1)] | None = Field(
+        None, description='"all", "best" or {"last": n}'
+    )
+    """Empty: the last three and the best."""
 
 
 class Limits(Table):
@@ -411,8 +416,6 @@ _FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 # (its default, mostly): everything else is refused at creation, so that nothing is ever ignored in silence.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
     "precision": ("fp32", "bf16", "auto"),
-    "checkpoints.every": (None, "epoch"),
-    "checkpoints.keep": (None,),
     "resources.devices": (1,),
 }
 

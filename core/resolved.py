@@ -77,6 +77,18 @@ class ResolvedLimits(Table):
     on_limit: Literal["save", "fail"]
 
 
+class Kept(Table):
+    last: int
+    best: bool = False
+
+
+class ResolvedCheckpoints(Table):
+    """The checkpoints that the user sees; those to resume from come by themselves."""
+
+    every: Literal["epoch"] | int | dict[Literal["minutes"], float] = "epoch"
+    keep: Literal["all", "best"] | Kept = Kept(last=3, best=True)
+
+
 class ResolvedResources(Table):
     devices: int
     priority: Literal["low", "normal", "high"]
@@ -131,6 +143,7 @@ class Resolved(Table):
     early_stopping: ResolvedEarlyStopping | None = None
     """None: every step is done, and the last one's weights are the result."""
     limits: ResolvedLimits | None = None
+    checkpoints: ResolvedCheckpoints = ResolvedCheckpoints()
     resources: ResolvedResources
     seed: int
     hyperparameters: ResolvedHyperparameters

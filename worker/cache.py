@@ -36,6 +36,15 @@ class ModelCache:
                 self._download(sha256, entry, place)
         return target
 
+    def missing(self, sha256: str, files: Iterable[dict[str, Any]]) -> int:
+        """Bytes that :meth:`fetch` would have to bring here."""
+        places = {entry["path"]: self.path(sha256) / entry["path"] for entry in files}
+        return sum(
+            entry["bytes"]
+            for entry in files
+            if not (places[entry["path"]].exists() and places[entry["path"]].stat().st_size == entry["bytes"])
+        )
+
     def adopt(self, sha256: str, made: Path) -> None:
         """Keep a folder that was just converted here, instead of fetching it back."""
         with self._locked(sha256):

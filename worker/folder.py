@@ -146,6 +146,10 @@ class TrainSpec(_Strict):
     """The same of so many validation rows: what stands before their first answer."""
     ends: list[int] = []
     """Tokens that end an answer, besides the one that the rows' answers end with."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints for the user; None: at each epoch's end, unless they come by time."""
+    checkpoint_seconds: float | None = None
+    """Time between two checkpoints for the user."""
     recovery_seconds: float = 300
     """Longest time between two recovery checkpoints (epoch checkpoints count)."""
     recovery_fraction: float = 0.1
@@ -209,5 +213,7 @@ EXIT_USER_ERROR = 3
 """After an ``error`` event: another try would end the same way."""
 EXIT_DRAINED = 4
 """SIGTERM was heard: a checkpoint holds the last whole step (none before the first), and the job can go on from it."""
+EXIT_DISK_FULL = 6
+"""A file could not be written for want of room. No event says so: that could not be written either."""
 EXIT_CHECKPOINT_REFUSED = 5
 """``resume`` is damaged or of another run (a ``message`` event says which): start from the checkpoint before it."""

@@ -21,9 +21,9 @@ from core.services.data import Named
 from core.states import FileStatus, ItemKind, ItemStatus, Wish
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import answering, stage, tokens
+from worker import answering, disk, stage, tokens
 from worker.cache import ModelCache
-from worker.folder import EXIT_USER_ERROR
+from worker.folder import EXIT_DISK_FULL, EXIT_USER_ERROR
 from worker.prepare import limits
 from worker.prepare.folder import CheckFile, Facts, RegisterModel, Result, Spec
 
@@ -94,6 +94,8 @@ def _result(folder: Path, status: int, last_words: str) -> Result:
             f"Preparing was ended by signal {-status}: the data or the template need more memory or time than allowed.",
             code="prepare_failed",
         )
+    if status == EXIT_DISK_FULL:
+        raise disk.fault(folder)
     if status not in (0, EXIT_USER_ERROR) or not path.exists():
         raise JobError(f"Preparing ended unexpectedly with status {status}: {last_words}", code="prepare_failed")
     result = Result.model_validate_json(path.read_bytes())

@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,6 +16,7 @@ from core.db.tables import Event, Metric
 from core.errors import Conflict
 from core.schemas.metrics import KEYS
 from core.storage.store import Store
+from worker.cache import file_sha256
 from worker.folder import Manifest
 
 MANIFEST = "manifest.json"
@@ -22,12 +25,29 @@ MANIFEST = "manifest.json"
 _COLUMNS = {"step": "step", **KEYS}
 
 
-def folder(store: Store, source: Path, prefix: str) -> tuple[dict[str, Any], str]:
-    """Upload a folder that has a manifest; returns the manifest and its sha256."""
-    raw = (source / MANIFEST).read_bytes()
-    manifest = Manifest.model_validate(orjson.loads(raw))
+class Damaged(Exception):
+    """A file on this machine's disk is no longer what was written; says which."""
+
+
+def folder(
+    store: Store, source: Path, prefix: str, look: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any], str]:
+    """Upload a folder that has a manifest; returns the manifest and its sha256. ``look`` may end it by raising.
+
+    Raises :class:`Damaged`: what a disk has changed meanwhile is never published under the hash of what was written.
+    """
+    try:
+        raw = (source / MANIFEST).read_bytes()
+        manifest = Manifest.model_validate(orjson.loads(raw))
+        for entry in manifest.files:
+            look()
+            if file_sha256(source / entry.path) != entry.sha256:
+                raise Damaged(f"{entry.path} does not match its sha256")
+    except (FileNotFoundError, ValidationError, orjson.JSONDecodeError) as error:
+        raise Damaged(f"{source.name} is not whole: {type(error).__name__}") from error
     for entry in manifest.files:
-        store.put_file(prefix + entry.path, source / entry.path)
+        look()
+        store.put_file(prefix + entry.path, source / entry.path, look)
     # Last, and only once: where there is a manifest, everything it names is there.
     try:
         store.put(prefix + MANIFEST, raw, only_new=True)

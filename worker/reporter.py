@@ -1,11 +1,14 @@
 """From a trainer's events.jsonl to rows: read what was appended, write it through the fence, in order."""
 
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
+from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -19,6 +22,7 @@ from core.states import Phase
 from core.storage import store as layout
 from core.wiring import Parts
 from worker import publish
+from worker.uploader import Uploader
 
 log = structlog.get_logger()
 
@@ -41,9 +45,30 @@ class Reporter:
         self._total = total_steps
         self._read = 0
         self._waiting: list[dict[str, Any]] = []
+        self._uploader = Uploader(self._publish, self._remove)
+
+    def finish(self, give_up: Callable[[], bool]) -> None:
+        """After the child's end: until all it said is written and all it saved is stored, or nobody wants it any more.
+
+        Raises what the uploads have ended with.
+        """
+        try:
+            while not give_up():
+                self.pump()
+                if not self._waiting and self._uploader.idle:
+                    return
+                time.sleep(0.05)
+        finally:
+            self._uploader.abandon()
+
+    def abandon(self) -> None:
+        """Nobody wants anything of this run any more."""
+        self._uploader.abandon()
 
     def pump(self) -> None:
         """Write what is new. While the database is away, lines wait here and in the file, and nothing is lost."""
+        # An upload that has failed for good is told here, at once.
+        _ = self._uploader.idle
         self._waiting += self._new_lines()
         while self._waiting:
             batch = self._next_batch()
@@ -103,7 +128,7 @@ class Reporter:
                 with self._fenced() as (session, job):
                     events.append(session, job, line["message"], level=line["level"], data=line.get("data"))
             case "checkpoint":
-                self._checkpoint(line)
+                self._uploader.add(line)
             case "done":
                 self.done = line
             case "error":
@@ -115,14 +140,30 @@ class Reporter:
             if found.save:
                 events.append(session, job, f"{found.message} It ends here, with a model.", level="warn")
 
-    def _checkpoint(self, line: dict[str, Any]) -> None:
+    def _publish(self, line: dict[str, Any], look: Callable[[], None]) -> None:
+        """In the uploader's thread: files, the manifest, then the row under the fence. No transaction is open during
+        the upload, and training goes on meanwhile."""
         prefix = layout.run(self._claim.id, self._claim.generation, f"checkpoints/step-{line['step']}/")
-        # No transaction is open during the upload, and training goes on meanwhile: it is another process.
-        manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix)
+        try:
+            manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix, look)
+        except publish.Damaged as error:
+            log.warning("checkpoint.damaged", job_id=self._claim.id, step=line["step"], error=str(error))
+            with self._fenced() as (session, job):
+                message = f"The checkpoint of step {line['step']} was damaged on the worker's disk and is not kept."
+                events.append(session, job, message, level="warn", data={"step": line["step"]})
+            return
         with self._fenced() as (session, job):
-            runs.checkpointed(session, job, line, prefix, manifest, sha256)
+            gone = runs.checkpointed(session, job, line, prefix, manifest, sha256)
         # It is in the store now: a long run must not fill this machine's disk with what nobody reads.
-        shutil.rmtree(self._folder / line["path"])
+        self._remove(line)
+        try:
+            self._store.delete(*gone)
+        except (BotoCoreError, ClientError) as error:
+            # No row names them any more: the collector finds them.
+            log.warning("checkpoints.not_deleted", job_id=self._claim.id, error=type(error).__name__)
+
+    def _remove(self, line: dict[str, Any]) -> None:
+        shutil.rmtree(self._folder / line["path"], ignore_errors=True)
 
     def _fenced(self) -> Any:  # Any: the context manager of fenced(), whose type has no short name
         return fenced(self._sessions, Job, self._claim.id, self._claim.generation)

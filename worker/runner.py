@@ -5,6 +5,7 @@ that the user can act on; the child's own words are kept as the job's log.
 """
 
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -25,9 +26,9 @@ from core.services import checkpoints, runs
 from core.states import ItemKind, Phase, Status, Wish
 from core.storage import store as layout
 from core.wiring import Parts
-from worker import answering, joining, preparation, publish, scratch, stage, tokens
+from worker import answering, disk, joining, memory, preparation, publish, scratch, stage, tokens
 from worker.cache import ModelCache
-from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, STOP
+from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DISK_FULL, EXIT_DRAINED, STOP
 from worker.lease import Lease
 from worker.reporter import Reporter
 from worker.slot import Child, Slot
@@ -35,6 +36,7 @@ from worker.slot import Child, Slot
 log = structlog.get_logger()
 
 _TICK = 0.2
+_DEFECT = "The worker had an error; the operator finds it in its log."
 _STOPS = {Wish.STOP_NOW: "now", Wish.STOP_AT_CHECKPOINT: "checkpoint", Wish.STOP_AT_EPOCH: "epoch"}
 
 
@@ -50,6 +52,8 @@ class Runner:
 
     def work_once(self) -> bool:
         """Claim one row and see it through; False when nothing waits."""
+        if disk.crowded(self.slot.folder, self.parts.settings.disk_most):
+            return False
         if self.slot.kind == "train":
             job = self._claim_job(Status.QUEUED)
             if job is not None:
@@ -103,13 +107,23 @@ class Runner:
             log.warning("authority.lost", id=claim.id, generation=claim.generation, error=str(error))
         except JobError as error:
             self._fail(claim, error.error_code or "server_error", error.message, error.param)
+        except publish.Damaged as error:
+            log.warning("artifact.damaged", id=claim.id, error=str(error))
+            self._lose(claim, f"a file was damaged on the worker's disk ({error})")
         except (SQLAlchemyError, BotoCoreError, ClientError) as error:
             # A server behind the service is away: a loss, not the user's fault.
             log.warning("servers.away", id=claim.id, error=type(error).__name__, exc_info=error)
             self._lose(claim, f"a server was away ({type(error).__name__})")
+        except OSError as error:
+            log.error("work.failed", id=claim.id, exc_info=error)
+            if disk.is_full(error):
+                full = disk.fault(self.slot.folder)
+                self._fail(claim, disk.CODE, full.message, None)
+            else:
+                self._fail(claim, "server_error", _DEFECT, None)
         except Exception as error:  # the slot must outlive any defect of ours
             log.error("work.failed", id=claim.id, exc_info=error)
-            self._fail(claim, "server_error", "The worker had an error; the operator finds it in its log.", None)
+            self._fail(claim, "server_error", _DEFECT, None)
         finally:
             self.slot.done()
             self._clean(claim)
@@ -125,17 +139,24 @@ class Runner:
             base, resume = self._stage(job, claim, folder)
             self.slot.remember(base)
             try:
-                spec = stage.training(self.parts.store, folder, job, base, resume, self.slot.threads)
+                spec = stage.training(
+                    self.parts.store, folder, job, base, resume, self.slot.threads, self.parts.settings
+                )
             except stage.TokensDamaged as error:
                 self._prepare_again(claim, str(error))
                 return
             reporter = Reporter(self.parts, claim, folder, spec.total_steps)
             if job.wish in _STOPS:
                 (folder / STOP).write_text(_STOPS[Wish(job.wish)])
+            killed = memory.kills()
             child.start(folder)
-            status = self._watch(child, folder, lease, reporter)
+            try:
+                status = self._watch(child, folder, lease, reporter)
+            finally:
+                reporter.abandon()
             self._keep_log(claim, child)
-            self._finish_training(claim, folder, lease, reporter, status, resume)
+            starved = status == -signal.SIGKILL and memory.kills() > killed
+            self._finish_training(claim, folder, lease, reporter, status, resume, starved)
 
     def _stage(self, job: Job, claim: Claim, folder: Path) -> tuple[Path, Path | None]:
         with transaction(self.parts.sessions) as session:
@@ -143,15 +164,17 @@ class Runner:
             candidates = checkpoints.newest_first(session, job.id)
         assert base.files is not None
         assert base.content_sha256 is not None
+        stage.require_room(folder, job, base, candidates, self.cache)
         path = self.cache.fetch(base.content_sha256, base.files["files"])
-        step, resume = 0, None
+        step, resume, unusable = 0, None, {}
         for candidate in candidates:
-            resume = stage.checkpoint(self.parts.store, candidate, folder)
-            if resume is not None:
-                step = candidate.step
+            try:
+                resume, step = stage.checkpoint(self.parts.store, candidate, folder), candidate.step
                 break
+            except stage.CheckpointDamaged as error:
+                unusable[candidate.step] = str(error)
         with fenced(self.parts.sessions, Job, claim.id, claim.generation) as (session, row):
-            runs.resume_at(session, row, step)
+            runs.resume_at(session, row, step, unusable)
         return path, resume
 
     def _prepare_again(self, claim: Claim, why: str) -> None:
@@ -182,12 +205,27 @@ class Runner:
                 grace -= _TICK
                 if grace <= 0:
                     child.kill()
-        if not lease.lost.is_set():
-            reporter.pump()
+        until: float | None = None
+
+        def give_up() -> bool:
+            """Whoever drains has only so long; whoever has lost the job, or was asked to forget it, needs nothing."""
+            nonlocal until
+            if self.draining.is_set() and until is None:
+                until = time.monotonic() + self.parts.settings.stop_grace_seconds
+            return lease.lost.is_set() or lease.cancelled or (until is not None and time.monotonic() > until)
+
+        reporter.finish(give_up)
         return status
 
     def _finish_training(
-        self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter, status: int, resume: Path | None
+        self,
+        claim: Claim,
+        folder: Path,
+        lease: Lease,
+        reporter: Reporter,
+        status: int,
+        resume: Path | None,
+        starved: bool,
     ) -> None:
         if lease.lost.is_set():
             raise LostAuthority(f"{claim.id}: the lease ended")
@@ -198,6 +236,8 @@ class Runner:
             raise JobError(reporter.limit.message, code="limit_reached", param="ext.limits")
         elif reporter.error is not None:
             error = reporter.error
+            if error["code"] == "out_of_memory" and self._with_less_memory(claim, "ran out of memory"):
+                return
             raise JobError(error["message"], code=error["code"], param=error.get("param"))
         elif status == 0 and reporter.done is not None:
             self._publish(claim, folder, reporter.done)
@@ -207,8 +247,15 @@ class Runner:
             log.info("job.handed_back", job_id=claim.id)
         elif status == EXIT_CHECKPOINT_REFUSED and resume is not None:
             with self._job(claim) as (session, job):
+                # Each of these ends costs a checkpoint, so they come to an end without being counted.
                 checkpoints.discard(session, job.id, int(resume.name.removeprefix("step-")))
-                runs.lost(session, job, self.parts.settings, "a checkpoint can't be resumed from")
+                message = f"The checkpoint {resume.name} can't be resumed from: the job goes back to the one before it."
+                runs.again(session, job, "a checkpoint can't be resumed from", message)
+        elif status == EXIT_DISK_FULL:
+            raise disk.fault(self.slot.folder)
+        elif starved:
+            if not self._with_less_memory(claim, "was killed for want of memory"):
+                self._lose(claim, "the trainer was killed for want of memory")
         elif status < 0:
             self._lose(claim, f"the trainer was killed by signal {-status}")
         else:
@@ -216,6 +263,10 @@ class Runner:
                 f"The trainer ended unexpectedly with status {status}: {_last_words(self.slot.folder)}",
                 code="trainer_failed",
             )
+
+    def _with_less_memory(self, claim: Claim, what: str) -> bool:
+        with self._job(claim) as (session, job):
+            return runs.with_less_memory(session, job, what)
 
     def _publish(self, claim: Claim, folder: Path, done: dict[str, Any]) -> None:
         with self._job(claim) as (_, job):

@@ -7,6 +7,7 @@ long as the worker.
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ _ALLOCATOR = {
 class Child:
     """One child process, from spawn to exit."""
 
-    def __init__(self, kind: str, folder: Path, threads: int) -> None:
+    def __init__(self, kind: str, folder: Path, threads: int, memory: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "child.log"
         self._ready = threading.Event()
@@ -57,6 +58,8 @@ class Child:
                 # A process group of its own: whatever it starts ends with it.
                 start_new_session=True,
             )
+        if memory is not None:
+            resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (memory, memory))
         threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
 
     @property
@@ -139,6 +142,7 @@ class Slot:
         self.folder = settings.scratch_dir / f"{kind}-{index}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.threads = settings.worker_threads or max(1, (os.cpu_count() or 1) // settings.worker_slots)
+        self._memory = settings.trainer_memory_bytes if kind == "train" else None
         self._child: Child | None = None
         self._last_base: Path | None = None
 
@@ -168,7 +172,7 @@ class Slot:
             log.warning("child.died_idle", slot=self.index, status=self._child.poll())
             self._drop()
         if self._child is None:
-            self._child = Child(self.kind, self.folder, self.threads)
+            self._child = Child(self.kind, self.folder, self.threads, self._memory)
             if self._last_base is not None and self._last_base.exists():
                 self._child.preload(self._last_base)
         return self._child

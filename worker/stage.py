@@ -7,13 +7,16 @@ from typing import Any, Literal, cast
 import orjson
 import structlog
 
+from core import cost
 from core.config import Settings
+from core.cost import Plan, Shape
 from core.db.tables import BaseModel, Checkpoint, Job
 from core.errors import JobError, NotFound
 from core.options import Hyperparameters, JobOptions
 from core.resolved import Resolved
 from core.services.data import Named
 from core.storage.store import Store
+from worker import disk
 from worker.cache import ModelCache, file_sha256
 from worker.folder import BaseSpec, InitSpec, Manifest, TrainSpec
 from worker.prepare import resolve
@@ -79,7 +82,46 @@ class TokensDamaged(Exception):
     """The job's prepared rows are not in the store as they were written."""
 
 
-def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | None, threads: int) -> TrainSpec:
+def require_room(folder: Path, job: Job, base: BaseModel, rows: list[Checkpoint], cache: ModelCache) -> None:
+    """Before anything is fetched: raise a JobError where base model, tokens and checkpoints won't fit on the disk."""
+    assert base.facts is not None
+    assert base.files is not None
+    assert base.content_sha256 is not None
+    assert job.prepared is not None
+    model = cache.missing(base.content_sha256, base.files["files"])
+    data = sum(entry.get("bytes", 0) for entry in job.prepared["files"].values())
+    # An attempt before has written one; else the model's shape tells.
+    saved = sum(entry["bytes"] for entry in rows[0].manifest["files"]) if rows else _checkpoint_bytes(base, job)
+    kept = round(disk.CHECKPOINTS * saved)
+    what = f"base model {model:,}, data {data:,}, checkpoints {kept:,}"
+    disk.require(folder, model + data + kept, what)
+
+
+def _checkpoint_bytes(base: BaseModel, job: Job) -> int:
+    """Of weights and two moments; 0 where the model's shape is not known."""
+    shape = (base.facts or {}).get("shape")
+    if shape is None:
+        return 0
+    resolved = Resolved.model_validate(job.resolved)
+    plan = Plan(
+        adapter=resolved.adapter,
+        rank=resolved.lora.rank if resolved.lora is not None else 0,
+        target_modules=resolved.lora.target_modules if resolved.lora is not None else "all-linear",
+        layers=None if resolved.layers is None else len(resolved.layers),
+        virtual_tokens=resolved.prompt.virtual_tokens if resolved.prompt is not None else 0,
+        prompt_loss_weight=resolved.prompt_loss_weight,
+        total_steps=resolved.total_steps,
+        steps_per_epoch=resolved.total_steps,
+        batch_size=resolved.batch_size,
+        micro_batch_size=resolved.micro_batch_size,
+        max_length=resolved.max_length,
+    )
+    return 3 * 4 * cost.trained(Shape.model_validate(shape), plan).parameters
+
+
+def training(
+    store: Store, folder: Path, job: Job, base: Path, resume: Path | None, threads: int, settings: Settings
+) -> TrainSpec:
     """The folder of a training child: tokens and template from prepare, paths for here and now.
 
     Raises :class:`TokensDamaged`.
@@ -94,7 +136,7 @@ def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | No
     spec = resolve.train_spec(
         resolved,
         job_id=job.id,
-        init=None if job.init is None else _origin(store, folder, job.init, resolved.resume_optimizer),
+        init=None if job.init is None else origin(store, folder, job.init, resolved.resume_optimizer),
         base=BaseSpec(**job.prepared["base"], path=base),
         threads=threads,
         resume=resume,
@@ -103,12 +145,13 @@ def training(store: Store, folder: Path, job: Job, base: Path, resume: Path | No
     asked = {"generate": job.prepared["prompts"], "generate_rows": 0, "ends": job.prepared["ends"]}
     if not asked["generate"]:
         asked["generate_rows"] = resolved.eval.generate
-    spec = spec.model_copy(update={"data_sha256": tokens, **asked})
+    recovery = {"recovery_seconds": settings.recovery_seconds, "recovery_fraction": settings.recovery_fraction}
+    spec = spec.model_copy(update={"data_sha256": tokens, **asked, **recovery})
     write_spec(folder, spec)
     return spec
 
 
-def _origin(store: Store, folder: Path, init: dict[str, Any], optimizer: bool) -> InitSpec:
+def origin(store: Store, folder: Path, init: dict[str, Any], optimizer: bool) -> InitSpec:
     for entry in init["files"]:
         try:
             download(store, init["prefix"] + entry["path"], entry["sha256"], folder / "init" / entry["path"])
@@ -118,8 +161,23 @@ def _origin(store: Store, folder: Path, init: dict[str, Any], optimizer: bool) -
     return InitSpec(name=init["name"], path=Path("init"), sha256=init["sha256"], optimizer=optimizer)
 
 
-def checkpoint(store: Store, row: Checkpoint, folder: Path) -> Path | None:
-    """The checkpoint as a folder, every file checked against the manifest its row names; None if it is not whole."""
+class CheckpointDamaged(Exception):
+    """A checkpoint is not in the store as it was written; says what of it."""
+
+
+def checkpoint(store: Store, row: Checkpoint, folder: Path) -> Path:
+    """The checkpoint as a folder, every file checked against the manifest its row names.
+
+    Raises :class:`CheckpointDamaged`.
+    """
+    try:
+        return _checkpoint(store, row, folder)
+    except CheckpointDamaged:
+        # It may have been damaged on its way: a row is not given up for that.
+        return _checkpoint(store, row, folder)
+
+
+def _checkpoint(store: Store, row: Checkpoint, folder: Path) -> Path:
     target = folder / "resume" / f"step-{row.step}"
     try:
         raw = store.get(row.storage_prefix + "manifest.json")
@@ -130,5 +188,5 @@ def checkpoint(store: Store, row: Checkpoint, folder: Path) -> Path | None:
         (target / "manifest.json").write_bytes(raw)
     except (JobError, NotFound) as error:
         log.warning("checkpoint.unusable", job_id=row.job_id, step=row.step, error=str(error))
-        return None
+        raise CheckpointDamaged(str(error).rstrip(".")) from error
     return target

@@ -1,8 +1,11 @@
 """A job's checkpoints: those of an epoch's end are the user's, all of them serve to resume."""
 
+from typing import Any
+
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from core import clock
 from core.db import tenancy
 from core.db.tables import Checkpoint, Job
 from core.db.tenancy import Tenant
@@ -39,6 +42,57 @@ def keys_of(row: Checkpoint) -> list[str]:
     return [
         row.storage_prefix + path for path in ("manifest.json", *(entry["path"] for entry in row.manifest["files"]))
     ]
+
+
+def prune(session: Session, job: Job) -> list[str]:
+    """Let go of what the job's policy and its next attempt don't need; returns the keys to delete after the commit.
+
+    The two newest are always kept: where one can't be used, the job goes back to the other.
+    """
+    rows = newest_first(session, job.id)
+    keep = (job.resolved or {}).get("checkpoints", {}).get("keep", KEEP)
+    kept = {row.step for row in rows[:_TO_RESUME]} | _wanted([row for row in rows if row.kind == "epoch"], keep)
+    keys: list[str] = []
+    for row in rows:
+        if row.step in kept or _begun_from(session, row):
+            continue
+        if row.kind == "epoch":
+            # The mark stays: whoever reads the list page by page may have it as the cursor.
+            row.deleted_at = clock.now()
+        else:
+            session.delete(row)
+        keys += keys_of(row)
+    return keys
+
+
+KEEP = {"last": 3, "best": True}
+_TO_RESUME = 2
+
+
+def _wanted(listed: list[Checkpoint], keep: Any) -> set[int]:  # Any: core.resolved.ResolvedCheckpoints.keep, as JSON
+    """Steps of the user's checkpoints, given the newest first, that the policy keeps."""
+    if keep == "all":
+        return {row.step for row in listed}
+    if keep == "best":
+        keep = {"last": 0, "best": True}
+    wanted = {row.step for row in listed[: keep["last"]]}
+    judged = [(loss, -row.step) for row in listed if (loss := _loss(row)) is not None]
+    if keep.get("best") and judged:
+        # Of equal ones the later.
+        wanted.add(-min(judged)[1])
+    return wanted
+
+
+def _loss(row: Checkpoint) -> float | None:
+    """Of the validation rows where there are some."""
+    found: float | None = row.metrics.get("valid_loss", row.metrics.get("train_loss"))
+    return found
+
+
+def _begun_from(session: Session, row: Checkpoint) -> bool:
+    """Whether a job that has not ended begins from this checkpoint."""
+    of_another = Job.init["prefix"].astext == row.storage_prefix
+    return session.scalar(select(Job.id).where(of_another, Job.status.not_in(TERMINAL)).limit(1)) is not None
 
 
 def forget_recovery(session: Session) -> list[str]:

@@ -13,7 +13,7 @@ from core import clock, ids
 from core.config import Settings
 from core.db.tables import Attempt, Checkpoint, Job, Metric, Organization, Project, TunedModel
 from core.queue import claims, shares
-from core.services import base_models, events, files, moves, token_sets
+from core.services import base_models, checkpoints, events, files, moves, token_sets
 from core.states import Phase, Status, Wish
 
 Json = dict[str, Any]  # lines of events.jsonl and other documents; worker/folder.py has their shapes
@@ -70,11 +70,24 @@ def begin_attempt(session: Session, job: Job, worker_id: str) -> Attempt:
     return attempt
 
 
-def resume_at(session: Session, job: Job, step: int) -> None:
-    """This attempt goes on after ``step`` (0: from the start): what came later is computed, and written, again."""
+def resume_at(session: Session, job: Job, step: int, unusable: dict[int, str] | None = None) -> None:
+    """This attempt goes on after ``step`` (0: from the start): what came later is computed, and written, again.
+
+    ``unusable``: the later checkpoints that could not be used, by step, and why.
+    """
+    for damaged, why in (unusable or {}).items():
+        events.append(
+            session,
+            job,
+            f"The checkpoint of step {damaged} can't be used ({why}): the job goes back to the one before it.",
+            level="warn",
+            data={"code": "checkpoint_unusable", "step": damaged},
+        )
     session.execute(delete(Metric).where(Metric.job_id == job.id, Metric.step > step))
     session.execute(delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step > step))
     _attempt(session, job).resumed_from_step = step
+    if unusable and not step:
+        events.append(session, job, "There is no checkpoint to resume from: the job starts anew.", level="warn")
     if step:
         events.append(session, job, f"Resuming after step {step} from a checkpoint.", data={"step": step})
 
@@ -213,8 +226,11 @@ def answered(session: Session, job: Job, line: Json) -> None:
     events.append(session, job, f"{who} answers: {shown!r}{more}", data=data)
 
 
-def checkpointed(session: Session, job: Job, line: Json, prefix: str, manifest: Json, sha256: str) -> None:
-    """The checkpoint's objects are all there: this row is what makes them count."""
+def checkpointed(session: Session, job: Job, line: Json, prefix: str, manifest: Json, sha256: str) -> list[str]:
+    """The checkpoint's objects are all there: this row is what makes them count.
+
+    Returns the keys of older ones that need not be kept any more, to delete after the commit.
+    """
     session.add(
         Checkpoint(
             id=ids.checkpoint(),
@@ -238,6 +254,8 @@ def checkpointed(session: Session, job: Job, line: Json, prefix: str, manifest: 
             f"Checkpoint created at step {line['step']}",
             data={"step": line["step"], "epoch": line["epoch"]},
         )
+    session.flush()
+    return checkpoints.prune(session, job)
 
 
 def succeeded(session: Session, job: Job, *, prefix: str, manifest: Json, results: list[Json], line: Json) -> None:
@@ -318,6 +336,43 @@ def lost(session: Session, job: Job, settings: Settings, why: str) -> None:
         moves.move(job, Status.QUEUED, Phase.BACKING_OFF, why)
     claims.release(job)
     events.append(session, job, f"The job was interrupted ({why}); it is tried again in {pause:.0f} s.", level="warn")
+
+
+def again(session: Session, job: Job, why: str, message: str) -> None:
+    """This try has ended for a reason that the next one won't have: it begins at once, and no loss is counted."""
+    if job.wish == Wish.CANCEL:
+        cancelled(session, job)
+        return
+    _end_attempt(session, job, why)
+    if job.status == Status.RUNNING:
+        moves.move(job, Status.QUEUED, Phase.QUEUED, why)
+    claims.release(job)
+    events.append(session, job, message, level="warn")
+    _pause_if_wished(session, job)
+
+
+def with_less_memory(session: Session, job: Job, what: str) -> bool:
+    """Have the job tried again with half as many examples at once; False where there is only one already.
+
+    The step's sum is split otherwise, so the result is the same but for the last digits.
+    """
+    resolved = job.resolved or {}
+    size = resolved.get("micro_batch_size", 1)
+    if size <= 1:
+        return False
+    smaller = size // 2
+    job.resolved = resolved | {
+        "micro_batch_size": smaller,
+        "gradient_accumulation_steps": -(-resolved["batch_size"] // smaller),
+    }
+    again(
+        session,
+        job,
+        f"{what} with micro_batch_size {size}",
+        f"The job {what} with {size} examples at once (micro_batch_size): it goes on with {smaller}. "
+        "Each step still has all its examples, so the result is the same.",
+    )
+    return True
 
 
 def prepare_again(session: Session, job: Job, settings: Settings, why: str) -> list[str]:

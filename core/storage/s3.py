@@ -1,15 +1,16 @@
 """The object store on S3, through boto3. Works with AWS and with anything that speaks the protocol."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from core.config import MIB, Settings
 from core.errors import Conflict, NotFound, Unavailable
@@ -35,8 +36,15 @@ class S3Store:
                 raise Conflict(f"{key} exists already") from error
             raise
 
-    def put_file(self, key: str, path: Path) -> None:
-        self._client.upload_file(str(path), self._bucket, key, Config=_TRANSFER)
+    def put_file(self, key: str, path: Path, look: Callable[[], None] | None = None) -> None:
+        told = None if look is None else lambda sent: look()
+        try:
+            self._client.upload_file(str(path), self._bucket, key, Config=_TRANSFER, Callback=told)
+        except S3UploadFailedError as error:
+            # What the store has answered, as from every other call.
+            if isinstance(error.__context__, ClientError):
+                raise error.__context__ from error
+            raise EndpointConnectionError(endpoint_url=self._bucket) from error
 
     def multipart(self, key: str) -> "S3Multipart":
         return S3Multipart(self._client, self._bucket, key)

@@ -15,7 +15,7 @@ generation it wrote at, so a late worker can't touch what its successor wrote, a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -81,7 +81,8 @@ class Store(Protocol):
     def put(self, key: str, data: bytes, *, only_new: bool = False) -> None:
         """Write an object; with ``only_new``, raise ``Conflict`` when the key exists."""
 
-    def put_file(self, key: str, path: Path) -> None: ...
+    def put_file(self, key: str, path: Path, look: Callable[[], None] | None = None) -> None:
+        """``look`` is called at every piece that was sent; what it raises ends the upload."""
 
     def multipart(self, key: str) -> Multipart: ...
 

@@ -81,6 +81,8 @@ GOOD = [
     ("data.mix", [[{"file_id": "file-1"}], [{"file_id": "file-1", "weight": 0.5}, {"file_id": "file-2"}]]),
     ("data.validation_fraction", [0.001, 0.5]),
     ("data.max_invalid_fraction", [0, 0.1, 1]),
+    ("checkpoints.every", ["epoch", 1, 10, {"minutes": 0.5}]),
+    ("checkpoints.keep", ["all", "best", {"last": 1}]),
     ("lora.rank", [1, 512]),
     ("lora.alpha", [0.5, 64]),
     ("lora.dropout", [0, 0.99]),
@@ -262,8 +264,6 @@ def test_bad_hyperparameters_are_named(name: str, value: Any) -> None:
 
 UNSUPPORTED = [
     ("precision", "fp16"),
-    ("checkpoints.every", 10),
-    ("checkpoints.keep", "all"),
     ("resources.devices", 2),
 ]
 

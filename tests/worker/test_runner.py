@@ -1,16 +1,24 @@
 """A claimed job from stage to finish, with another engine in the child: the folder is the whole interface."""
 
+import hashlib
+import json
+import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from sqlalchemy import select, update
 
+from core.config import Settings
 from core.db.session import transaction
-from core.db.tables import BaseModel, Checkpoint, File, Job, Metric
+from core.db.tables import Attempt, BaseModel, Checkpoint, Event, File, Job, Metric
+from core.services import checkpoints
 from core.storage import store as layout
+from core.storage.s3 import S3Store
 from core.wiring import Parts
 from tests.conftest import Account
 from tests.rows import file_row, job_row
@@ -62,11 +70,11 @@ def runner(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
     own.close()
 
 
-def queued(parts: Parts, account: Account, base: BaseModel, seed: int) -> str:
+def queued(parts: Parts, account: Account, base: BaseModel, seed: int, **resolved: Any) -> str:
     parts.store.put("prepared/x/train.safetensors", b"tokens")
     tokens = {"key": "prepared/x/train.safetensors", "sha256": _TOKENS}
     with transaction(parts.sessions) as session:
-        file = file_row(account, "file-x")
+        file = session.get(File, "file-x") or file_row(account, "file-x")
         session.add(file)
         session.flush()
         job = job_row(
@@ -75,7 +83,7 @@ def queued(parts: Parts, account: Account, base: BaseModel, seed: int) -> str:
             file,
             f"ftjob-seed{seed}",
             seed=seed,
-            resolved=RESOLVED | {"seed": seed},
+            resolved=RESOLVED | {"seed": seed} | resolved,
             prepared={
                 "files": {"train.safetensors": tokens},
                 "base": {"name": base.name, "sha256": "0" * 64},
@@ -179,3 +187,221 @@ def test_damaged_tokens_are_never_trained_on(
     job = ended(parts, id)
     # They are prepared anew (tests/worker/test_tokens.py).
     assert (job.status, job.phase) == ("validating_files", "created")
+
+
+def told(parts: Parts, id: str) -> list[str]:
+    with transaction(parts.sessions) as session:
+        return list(session.scalars(select(Event.message).where(Event.job_id == id).order_by(Event.number)))
+
+
+def tries(parts: Parts, id: str) -> list[str | None]:
+    with transaction(parts.sessions) as session:
+        return list(session.scalars(select(Attempt.why).where(Attempt.job_id == id).order_by(Attempt.n)))
+
+
+def test_out_of_memory_is_tried_again_with_fewer_examples_at_once(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=77, batch_size=8, micro_batch_size=8)
+    while runner.work_once():
+        pass
+    job = ended(parts, id)
+    assert job.status == "succeeded"
+    assert job.resolved is not None
+    assert (job.resolved["micro_batch_size"], job.resolved["gradient_accumulation_steps"]) == (2, 4)
+    whys = [f"ran out of memory with micro_batch_size {size}" for size in (8, 4)]
+    assert tries(parts, id) == [*whys, "succeeded"]
+    assert sum("the result is the same" in message for message in told(parts, id)) == 2
+
+
+def test_out_of_memory_with_a_single_example_is_final_and_says_what_to_do(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=78, batch_size=8, micro_batch_size=2)
+    while runner.work_once():
+        pass
+    job = ended(parts, id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "out_of_memory"
+    assert tries(parts, id) == ["ran out of memory with micro_batch_size 2", "out_of_memory"]
+
+
+def test_a_full_disk_ends_the_job_clearly_and_the_next_one_runs(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=55)
+    assert runner.work_once()
+    job = ended(parts, id)
+    assert job.error is not None
+    assert job.error["code"] == "disk_full"
+    assert "could not be written" in job.error["message"]
+    after = queued(parts, account, base_model, seed=1)
+    assert runner.work_once()
+    assert ended(parts, after).status == "succeeded"
+
+
+def test_a_disk_that_is_full_while_the_folder_is_filled_is_no_defect(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=1)
+    large = b"x" * 4_000_000
+    parts.store.put("prepared/x/train.safetensors", large)
+    with transaction(parts.sessions) as session:
+        entry = {"key": "prepared/x/train.safetensors", "sha256": hashlib.sha256(large).hexdigest()}
+        job = session.get_one(Job, id)
+        job.prepared = (job.prepared or {}) | {"files": {"train.safetensors": entry}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    runner.slot.prepare()
+    # Tokens may not be written whole, as on a disk with too little room.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
+    try:
+        runner.work_once()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = ended(parts, id).error
+    assert error is not None
+    assert error["code"] == "disk_full"
+    after = queued(parts, account, base_model, seed=2)
+    assert runner.work_once()
+    assert ended(parts, after).status == "succeeded"
+
+
+def test_a_job_that_will_not_fit_is_refused_before_anything_is_fetched(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=1)
+    with transaction(parts.sessions) as session:
+        files = {"train.safetensors": {"key": "prepared/none", "sha256": "0", "bytes": 10**15}}
+        job = session.get_one(Job, id)
+        job.prepared = (job.prepared or {}) | {"files": files}
+    runner.work_once()
+    error = ended(parts, id).error
+    assert error is not None
+    assert (error["code"], "data 1,000,000,000,000,000" in error["message"]) == ("disk_full", True)
+
+
+def test_a_worker_with_a_crowded_disk_takes_nothing(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=1)
+    runner.parts = replace(parts, settings=parts.settings.model_copy(update={"disk_most": 1e-6}))
+    assert not runner.work_once()
+    assert (ended(parts, id).status, ended(parts, id).generation) == ("queued", 0)
+    runner.parts = parts
+    assert runner.work_once()
+
+
+class Away(S3Store):
+    """A store that is away whenever a checkpoint is sent to it, for the first so many times."""
+
+    def __init__(self, settings: Settings, times: int) -> None:
+        super().__init__(settings)
+        self.times = times
+
+    def put_file(self, key: str, path: Path, look: Callable[[], None] | None = None) -> None:
+        if "/checkpoints/" in key and self.times:
+            self.times -= 1
+            raise EndpointConnectionError(endpoint_url="nowhere")
+        super().put_file(key, path, look)
+
+
+def test_a_store_that_is_away_for_a_while_costs_a_running_job_nothing(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=1)
+    away = Away(parts.settings, times=2)
+    runner.parts = replace(parts, store=away)
+    assert runner.work_once()
+    assert (away.times, ended(parts, id).status, tries(parts, id)) == (0, "succeeded", ["succeeded"])
+    with transaction(parts.sessions) as session:
+        assert session.scalars(select(Checkpoint.step)).all() == [2]
+
+
+def add_checkpoint(parts: Parts, id: str, step: int, content: bytes = b"weights", **fields: Any) -> str:
+    """A checkpoint in the store with its row; returns the key of its one file."""
+    prefix = layout.run(id, 1, f"checkpoints/step-{step}/")
+    entry = {"path": "a", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    raw = json.dumps({"version": 1, "files": [entry]}).encode()
+    parts.store.put(prefix + "a", content)
+    parts.store.put(prefix + "manifest.json", raw)
+    plain = {"epoch": 1.0, "kind": "epoch", "generation": 1, "metrics": {}}
+    with transaction(parts.sessions) as session:
+        session.add(
+            Checkpoint(
+                id=f"ftckpt_{step}",
+                job_id=id,
+                step=step,
+                storage_prefix=prefix,
+                manifest={"files": [entry]},
+                manifest_sha256=hashlib.sha256(raw).hexdigest(),
+                **plain | fields,
+            )
+        )
+    return prefix + "a"
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_user_is_told(
+    parts: Parts, account: Account, base_model: BaseModel, runner: Runner
+) -> None:
+    id = queued(parts, account, base_model, seed=1, total_steps=9)
+    with transaction(parts.sessions) as session:
+        session.get_one(Job, id).generation = 1
+    for step in (3, 4, 5):
+        add_checkpoint(parts, id, step)
+    parts.store.put(layout.run(id, 1, "checkpoints/step-5/a"), b"weightz")
+    parts.store.delete(layout.run(id, 1, "checkpoints/step-4/manifest.json"))
+    runner.work_once()
+    with transaction(parts.sessions) as session:
+        assert session.scalars(select(Attempt.resumed_from_step)).all() == [3]
+        assert 5 not in session.scalars(select(Checkpoint.step)).all()
+    messages = told(parts, id)
+    assert sum("can't be used" in message for message in messages) == 2
+    assert any("The checkpoint of step 5 can't be used (a arrived damaged" in message for message in messages)
+    assert "Resuming after step 3 from a checkpoint." in messages
+
+
+def kept(parts: Parts, id: str) -> list[int]:
+    with transaction(parts.sessions) as session:
+        return [row.step for row in checkpoints.newest_first(session, id)][::-1]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        # 1, 3, 5, 7, 9 are the user's, the others recovery points; 3 is the best; 8 and 9 are to resume from.
+        (None, [3, 5, 7, 8, 9]),
+        ("all", [1, 3, 5, 7, 8, 9]),
+        ("best", [3, 8, 9]),
+        ({"last": 2, "best": False}, [7, 8, 9]),
+    ],
+)
+def test_checkpoints_are_kept_by_the_jobs_policy_and_two_at_least_to_resume_from(
+    parts: Parts, account: Account, base_model: BaseModel, keep: Any, left: list[int]
+) -> None:
+    chosen = {} if keep is None else {"checkpoints": {"every": "epoch", "keep": keep}}
+    id = queued(parts, account, base_model, seed=1, **chosen)
+    parts.store.delete(*parts.store.list(layout.all_runs(id)))
+    for step in range(1, 10):
+        kind = "epoch" if step % 2 else "recovery"
+        add_checkpoint(parts, id, step, kind=kind, metrics={"valid_loss": abs(step - 3) + 0.5, "train_loss": 1 / step})
+    with transaction(parts.sessions) as session:
+        gone = checkpoints.prune(session, session.get_one(Job, id))
+    parts.store.delete(*gone)
+    assert kept(parts, id) == left
+    stored = {int(key.split("step-")[1].split("/")[0]) for key in parts.store.list(layout.all_runs(id))}
+    assert stored == set(left)
+
+
+def test_a_checkpoint_that_another_job_begins_from_is_kept(
+    parts: Parts, account: Account, base_model: BaseModel
+) -> None:
+    id = queued(parts, account, base_model, seed=1, checkpoints={"every": "epoch", "keep": {"last": 1}})
+    for step in range(1, 6):
+        add_checkpoint(parts, id, step)
+    other = queued(parts, account, base_model, seed=2)
+    with transaction(parts.sessions) as session:
+        session.get_one(Job, other).init = {"prefix": layout.run(id, 1, "checkpoints/step-2/")}
+    with transaction(parts.sessions) as session:
+        checkpoints.prune(session, session.get_one(Job, id))
+    assert kept(parts, id) == [2, 4, 5]

@@ -37,7 +37,6 @@ def made(parts: Parts, tmp_path: Path) -> Checkpoint:
 
 def test_a_whole_checkpoint_arrives(parts: Parts, made: Checkpoint, tmp_path: Path) -> None:
     folder = stage.checkpoint(parts.store, made, tmp_path / "job")
-    assert folder is not None
     assert (folder / "state.json").read_bytes() == b"state.json" * 100
     assert (folder / "manifest.json").exists()
 
@@ -55,7 +54,8 @@ def test_a_damaged_checkpoint_is_never_used(
         parts.store.put(key, content[:-1])
     else:
         parts.store.put(key, bytes([content[0] ^ 1]) + content[1:])
-    assert stage.checkpoint(parts.store, made, tmp_path / "job") is None
+    with pytest.raises(stage.CheckpointDamaged, match=name.replace(".", r"\.")):
+        stage.checkpoint(parts.store, made, tmp_path / "job")
 
 
 def test_a_manifest_is_written_once(parts: Parts, made: Checkpoint, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """An engine that trains nothing: it reads a job folder and writes one, as any engine in place of ours would."""
 
 import json
+import os
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from worker import child
-from worker.folder import EXIT_USER_ERROR, TrainSpec
+from worker import child, disk
+from worker.folder import EXIT_DISK_FULL, EXIT_USER_ERROR, TrainSpec
 from worker.train import manifest
 
 
@@ -22,6 +25,21 @@ def run(folder: Path) -> int:
         if spec.seed == 13:
             emit("error", code="bad_luck", message="This engine refuses the seed 13.", param="seed")
             return EXIT_USER_ERROR
+        if spec.seed == 77 and spec.micro_batch_size > 2:
+            emit("error", code="out_of_memory", message="Too much at once.", param="micro_batch_size")
+            return EXIT_USER_ERROR
+        if spec.seed == 78:
+            emit("error", code="out_of_memory", message="A single example is too much.", param="micro_batch_size")
+            return EXIT_USER_ERROR
+        if spec.seed == 66:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        if spec.seed == 55:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            try:
+                (folder / "large").write_bytes(b"x" * 2000)
+            except OSError as error:
+                return EXIT_DISK_FULL if disk.is_full(error) else 1
         if spec.seed == 99:
             sys.stderr.write("ZeroDivisionError: of this engine\n")
             return 1

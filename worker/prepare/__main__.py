@@ -14,7 +14,8 @@ from core.errors import JobError
 from core.formats.containers import weight
 from core.formats.reading import read_file
 from core.formats.report import Report
-from worker.folder import EXIT_USER_ERROR
+from worker import disk
+from worker.folder import EXIT_DISK_FULL, EXIT_USER_ERROR
 from worker.prepare import job, limits, questions, tokenise
 from worker.prepare.events import Events
 from worker.prepare.faults import Refused
@@ -59,6 +60,10 @@ def run(folder: Path) -> int:
     except MemoryError:
         message = "preparing this data takes more memory than is allowed"
         result = Result(error=TaskError(code="limit_exceeded", message=message, param="training_file"))
+    except OSError as error:
+        if not disk.is_full(error):
+            raise
+        return EXIT_DISK_FULL
     # Whoever reads the result finds all of it or none.
     (folder / "result.json.new").write_text(result.model_dump_json(), "utf-8")
     os.replace(folder / "result.json.new", folder / "result.json")

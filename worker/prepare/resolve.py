@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 from core.formats.report import Format
 from core.options import LOW_RANK, OWN_WEIGHTS, Hyperparameters, JobOptions
 from core.resolved import (
+    Kept,
     Resolved,
+    ResolvedCheckpoints,
     ResolvedData,
     ResolvedEarlyStopping,
     ResolvedEval,
@@ -200,6 +202,7 @@ def resolve(
         eval=ResolvedEval(every=_eval_every(options, sizes, steps, passes, reason), generate=_prompts(options)),
         early_stopping=_early_stopping(options),
         limits=ResolvedLimits(**options.limits.model_dump()),
+        checkpoints=_checkpoints(options),
         resources=ResolvedResources(devices=1, priority=options.resources.priority),
         seed=seed,
         hyperparameters=ResolvedHyperparameters(
@@ -243,6 +246,13 @@ def _lora(options: JobOptions) -> ResolvedLora:
         dora=lora.dora,
         plus_ratio=lora.plus_ratio or 1.0,
     )
+
+
+def _checkpoints(options: JobOptions) -> ResolvedCheckpoints:
+    every, keep = options.checkpoints.every, options.checkpoints.keep
+    if keep is None:
+        return ResolvedCheckpoints(every=every)
+    return ResolvedCheckpoints(every=every, keep=Kept(last=keep["last"]) if isinstance(keep, dict) else keep)
 
 
 def _layers(options: JobOptions) -> list[int] | None:
@@ -452,6 +462,7 @@ def train_spec(
     resume: Path | None = None,
 ) -> TrainSpec:
     """What the training child is told, from what the job's row keeps."""
+    every = resolved.checkpoints.every
     return TrainSpec(
         job_id=job_id,
         method="supervised" if resolved.preference is None else "dpo",
@@ -477,6 +488,8 @@ def train_spec(
         outputs=resolved.outputs,
         eval_every=resolved.eval.every if isinstance(resolved.eval.every, int) else None,
         early_stopping=resolved.early_stopping and EarlyStoppingSpec(**resolved.early_stopping.model_dump()),
+        checkpoint_every=every if isinstance(every, int) else None,
+        checkpoint_seconds=60 * every["minutes"] if isinstance(every, dict) else None,
         init=init,
         threads=threads,
         resume=resume,

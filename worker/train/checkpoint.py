@@ -84,6 +84,8 @@ def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
             "generate_rows": True,
             "ends": True,
             "outputs": True,
+            "checkpoint_every": True,
+            "checkpoint_seconds": True,
             "recovery_seconds": True,
             "recovery_fraction": True,
             "resume": True,

@@ -55,7 +55,7 @@ class Run:
         self.stop_reason: str | None = None
         self.resumed_from = 0
         self.saved_at = 0
-        self.saved_time = time.monotonic()
+        self.saved_time = self.listed_time = time.monotonic()
 
     def train(self) -> Progress:
         spec, model, events, progress = self.spec, self.model, self.events, self.progress
@@ -150,7 +150,7 @@ class Run:
         best = self._evaluation_due and self._evaluate()
         self.progress.settled = True
         step, last = self.progress.step, self.spec.total_steps
-        if best or step % self.order.steps_per_epoch == 0 or step == last:
+        if best or step == last or self._listed_due:
             self._save("epoch")
         elif self._recovery_due:
             self._save("recovery")
@@ -189,6 +189,13 @@ class Run:
             return False
         every = self.spec.eval_every or self.order.steps_per_epoch
         return self.progress.step % every == 0 or self.progress.step == self.spec.total_steps
+
+    @property
+    def _listed_due(self) -> bool:
+        """Whether a checkpoint for the user is due."""
+        if self.spec.checkpoint_seconds is not None:
+            return time.monotonic() - self.listed_time >= self.spec.checkpoint_seconds
+        return self.progress.step % (self.spec.checkpoint_every or self.order.steps_per_epoch) == 0
 
     @property
     def _recovery_due(self) -> bool:
@@ -262,6 +269,8 @@ class Run:
                 best=self.best.weights if self.best and self.progress.best.step != step else None,
             )
         self.saved_at, self.saved_time = step, time.monotonic()
+        if kind == "epoch":
+            self.listed_time = self.saved_time
         self.events.emit(
             "checkpoint", step=step, epoch=self._epoch, path=path, kind=kind, metrics=self.progress.metrics
         )

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
-from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DRAINED, EXIT_USER_ERROR, TrainSpec
+from worker import disk
+from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DISK_FULL, EXIT_DRAINED, EXIT_USER_ERROR, TrainSpec
 from worker.train import artifact
 from worker.train.adapters import attach, begin_from
 from worker.train.batches import Rows
@@ -36,9 +38,11 @@ def run(folder: Path, resident: Resident) -> int:
         return EXIT_USER_ERROR
     except (torch.OutOfMemoryError, MemoryError):
         return _out_of_memory(events)
-    except RuntimeError as error:
-        # torch has no class of its own for the processor's memory.
-        if "can't allocate memory" not in str(error):
+    except (RuntimeError, OSError, SafetensorError) as error:
+        if disk.is_full(error):
+            traceback.print_exc()
+            return EXIT_DISK_FULL
+        if not _for_want_of_memory(error):
             raise
         return _out_of_memory(events)
     finally:
@@ -89,13 +93,19 @@ def _spec(folder: Path) -> TrainSpec:
         raise Refused("unsupported_spec", message, where) from error
 
 
+def _for_want_of_memory(error: Exception) -> bool:
+    """torch has no class of its own for the processor's memory, nor have the libraries below it."""
+    said = ("can't allocate memory", "std::bad_alloc", "could not create a memory", "Cannot allocate memory")
+    return any(words in str(error) for words in said)
+
+
 def _out_of_memory(events: Events) -> int:
     traceback.print_exc()
     events.emit(
         "error",
         code="out_of_memory",
         message="The device ran out of memory. Use a shorter max_length, a smaller micro_batch_size or rank, "
-        "or gradient_checkpointing.",
+        "gradient_checkpointing, or a smaller base model.",
         param="micro_batch_size",
     )
     return EXIT_USER_ERROR
