@@ -120,6 +120,8 @@ class Settings(BaseSettings):
     """Longest time between two points that a lost job can go on from."""
     recovery_fraction: float = Field(0.1, gt=0, le=1)
     """Largest share of a run's steps between two of them."""
+    recovery_overhead: float = Field(0.02, gt=0, le=1)
+    """Share of the time that those by steps may take: where it would be more, they come less often."""
     disk_most: float = Field(0.9, gt=0, le=1)
     """A worker takes no more work while more than this share of its disk is used."""
     keep_scratch: bool = False

@@ -33,6 +33,8 @@ _SHORT = {
     "ATTUNE_POLL_SECONDS": "1",
     "ATTUNE_BACKOFF_SECONDS": "0.5",
     "ATTUNE_STOP_GRACE_SECONDS": "5",
+    # Its steps take milliseconds: a point to go on from may cost what it wants.
+    "ATTUNE_RECOVERY_OVERHEAD": "1",
     "ATTUNE_WORKER_THREADS": "1",
     "ATTUNE_INLINE_CHECK_BYTES": "200000",
     # Where the tests' own receivers listen.

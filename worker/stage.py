@@ -145,7 +145,9 @@ def training(
     asked = {"generate": job.prepared["prompts"], "generate_rows": 0, "ends": job.prepared["ends"]}
     if not asked["generate"]:
         asked["generate_rows"] = resolved.eval.generate
-    recovery = {"recovery_seconds": settings.recovery_seconds, "recovery_fraction": settings.recovery_fraction}
+    recovery = {
+        name: getattr(settings, name) for name in ("recovery_seconds", "recovery_fraction", "recovery_overhead")
+    }
     spec = spec.model_copy(update={"data_sha256": tokens, **asked, **recovery})
     write_spec(folder, spec)
     return spec

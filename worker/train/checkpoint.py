@@ -88,6 +88,7 @@ def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
             "checkpoint_seconds": True,
             "recovery_seconds": True,
             "recovery_fraction": True,
+            "recovery_overhead": True,
             "resume": True,
             "threads": True,
             "data_sha256": True,

@@ -1,5 +1,6 @@
 """Writing events.jsonl: one line an event, whole or not at all."""
 
+import errno
 import json
 import os
 import time
@@ -26,7 +27,10 @@ class Events:
         event = Event(type=kind, t=time.time(), **fields)
         # The fields of each type are listed at Event. NaN is not JSON: it raises here instead of breaking a reader.
         line = json.dumps(event.model_dump(), allow_nan=False, ensure_ascii=False) + "\n"
-        os.write(self._file, line.encode())
+        whole = line.encode()
+        if os.write(self._file, whole) < len(whole):
+            # The disk took what it had room for; nobody may miss an event without a word.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def message(self, level: Literal["info", "warn", "error"], text: str, **data: Any) -> None:
         self.emit("message", level=level, message=text, data=data)

@@ -56,6 +56,7 @@ class Run:
         self.resumed_from = 0
         self.saved_at = 0
         self.saved_time = self.listed_time = time.monotonic()
+        self.saving_seconds = 0.0
 
     def train(self) -> Progress:
         spec, model, events, progress = self.spec, self.model, self.events, self.progress
@@ -202,7 +203,8 @@ class Run:
         steps = self.progress.step - self.saved_at
         seconds = time.monotonic() - self.saved_time
         share = max(1, math.floor(self.spec.recovery_fraction * self.spec.total_steps))
-        return steps >= share or seconds >= self.spec.recovery_seconds
+        worth = seconds * self.spec.recovery_overhead >= self.saving_seconds
+        return (steps >= share and worth) or seconds >= self.spec.recovery_seconds
 
     def _evaluate(self) -> bool:
         """Answers and the validation loss; whether the latter is the best so far, where that matters."""
@@ -250,7 +252,7 @@ class Run:
         )
 
     def _save(self, kind: Kind) -> None:
-        step = self.progress.step
+        step, began = self.progress.step, time.perf_counter()
         path = f"checkpoints/step-{step}"
         if self.ranks.first:
             checkpoint.save(
@@ -269,6 +271,7 @@ class Run:
                 best=self.best.weights if self.best and self.progress.best.step != step else None,
             )
         self.saved_at, self.saved_time = step, time.monotonic()
+        self.saving_seconds = time.perf_counter() - began
         if kind == "epoch":
             self.listed_time = self.saved_time
         self.events.emit(

@@ -1,5 +1,6 @@
 """One job folder from spec.json to an exit status. Every way a run can end is told here."""
 
+import contextlib
 import signal
 import threading
 import traceback
@@ -40,7 +41,9 @@ def run(folder: Path, resident: Resident) -> int:
         return _out_of_memory(events)
     except (RuntimeError, OSError, SafetensorError) as error:
         if disk.is_full(error):
-            traceback.print_exc()
+            # The log is on the same disk.
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             return EXIT_DISK_FULL
         if not _for_want_of_memory(error):
             raise

@@ -225,6 +225,41 @@ def test_recovery_checkpoints_come_by_time_too(whole: Ran, tmp_path: Path, monke
     assert {step for step, kind in kinds.items() if kind == "recovery"} == {3, 8}
 
 
+def test_recovery_checkpoints_by_steps_come_less_often_where_they_take_too_much_of_the_time(
+    whole: Ran, tmp_path: Path
+) -> None:
+    folder = again(whole.folder, tmp_path / "job", None, recovery_overhead=1e-6)
+    assert run(folder, Resident()) == 0
+    kinds = [event["kind"] for event in tiny.read_events(folder, "checkpoint")]
+    # What the first costs is not known before it is written.
+    assert kinds.count("recovery") == 1
+    # By time they come nevertheless.
+    folder = again(whole.folder, tmp_path / "other", None, recovery_overhead=1e-6, recovery_seconds=1e-6)
+    assert run(folder, Resident()) == 0
+    assert len(tiny.read_events(folder, "checkpoint")) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("every", "listed"),
+    [({"checkpoint_every": 4}, [4, 8, 12]), ({"checkpoint_every": 5, "recovery_fraction": 1.0}, [5, 10, 12])],
+)
+def test_the_users_checkpoints_come_every_so_many_steps(
+    whole: Ran, tmp_path: Path, every: dict[str, float], listed: list[int]
+) -> None:
+    folder = again(whole.folder, tmp_path / "job", None, **every)
+    assert run(folder, Resident()) == 0
+    events = tiny.read_events(folder, "checkpoint")
+    assert [event["step"] for event in events if event["kind"] == "epoch"] == listed
+
+
+def test_the_users_checkpoints_come_by_time(whole: Ran, tmp_path: Path) -> None:
+    for seconds, listed in ((1e-6, list(range(1, STEPS + 1))), (3600.0, [STEPS])):
+        folder = again(whole.folder, tmp_path / str(listed[0]), None, checkpoint_seconds=seconds)
+        assert run(folder, Resident()) == 0
+        events = tiny.read_events(folder, "checkpoint")
+        assert [event["step"] for event in events if event["kind"] == "epoch"] == listed
+
+
 def test_checkpoints_hold_no_pickles(whole: Ran) -> None:
     folder = whole.folder / "checkpoints" / "step-7"
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}

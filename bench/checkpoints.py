@@ -1,0 +1,106 @@
+"""What recovery points cost: a run with them beside one without, pair by pair, while they are uploaded to a real store.
+
+    python -m bench.checkpoints [--model NAME] [--steps N] [--pairs N] [--adapter lora|full]
+
+Told of each pair: seconds of both runs from the first step to the end, their ratio, and what writing alone took.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from cli.stack.plan import SERVERS_ONLY
+from cli.stack.stack import Stack
+from core.config import Settings
+from core.storage.s3 import S3Store
+from tests import tiny
+from tests.conftest import plain_environment
+from worker import publish
+from worker.slot import _environment
+
+
+def upload(store: S3Store, folder: Path, ended: threading.Event) -> None:
+    """What a supervisor does meanwhile: each checkpoint into the store as soon as it is told."""
+    sent: set[str] = set()
+    while True:
+        last = ended.is_set()
+        told = tiny.read_events(folder, "checkpoint") if (folder / "events.jsonl").exists() else []
+        for event in told:
+            if event["path"] not in sent:
+                sent.add(event["path"])
+                publish.folder(store, folder / event["path"], f"jobs/bench/gen-1/{folder.name}/{event['path']}/")
+        if last:
+            return
+        ended.wait(0.2)
+
+
+def seconds(store: S3Store, folder: Path, threads: int) -> tuple[float, int]:
+    """From the first step to the last event, and how many recovery points there were."""
+    ended = threading.Event()
+    sender = threading.Thread(target=upload, args=(store, folder, ended))
+    sender.start()
+    command = [sys.executable, "-m", "worker.train", str(folder)]
+    subprocess.run(command, check=True, env=_environment("train", threads), stderr=subprocess.DEVNULL)
+    ended.set()
+    sender.join()
+    steps = tiny.read_events(folder, "step")
+    took = steps[-1]["t"] - steps[0]["t"] + steps[0]["seconds"]
+    points = [event for event in tiny.read_events(folder, "checkpoint") if event["kind"] == "recovery"]
+    return took, len(points)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of a base model (a tiny one unless given)")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--adapter", default="lora")
+    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--longest", type=int, default=256)
+    asked = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        stack = Stack(root / "home", plan=SERVERS_ONLY, env=plain_environment())
+        stack.start()
+        try:
+            given = {
+                name.removeprefix("ATTUNE_").lower(): v for name, v in stack.env.items() if name.startswith("ATTUNE_")
+            }
+            settings = Settings(**given)  # type: ignore[arg-type]  # pydantic reads texts
+            store = S3Store(settings)
+            store.create_bucket()
+            base = asked.model or tiny.build_tiny(root / "base")
+            rows = tiny.random_rows(asked.rows, shortest=asked.longest // 2, longest=asked.longest)
+            ratios = []
+            for pair in range(asked.pairs):
+                took = {}
+                # Whoever is first has the colder caches: they take turns.
+                for kind in ("with", "without") if pair % 2 else ("without", "with"):
+                    points = {
+                        "recovery_seconds": settings.recovery_seconds if kind == "with" else 1e9,
+                        "recovery_fraction": settings.recovery_fraction if kind == "with" else 1.0,
+                        "recovery_overhead": settings.recovery_overhead,
+                    }
+                    folder = tiny.build_job(
+                        root / f"{kind}-{pair}", base, rows, total_steps=asked.steps, epochs=1e6, max_length=asked.longest,
+                        adapter=asked.adapter, threads=threads, checkpoint_every=asked.steps,
+                        lora={"rank": 16, "alpha": 32.0}, **points,
+                    )  # fmt: skip
+                    took[kind], count = seconds(store, folder, threads)
+                ratios.append(took["with"] / took["without"] - 1)
+                shown = f"{took['with']:8.2f} s with {count} points, {took['without']:8.2f} s without"
+                print(f"{shown}: {100 * ratios[-1]:+.2f} %", flush=True)
+            print(f"recovery points, {asked.adapter}: median {100 * statistics.median(ratios):+.2f} % of the time")
+        finally:
+            stack.stop()
+            stack.purge()
+
+
+if __name__ == "__main__":
+    main()
