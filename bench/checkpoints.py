@@ -88,8 +88,8 @@ def main() -> None:
                         "recovery_overhead": settings.recovery_overhead,
                     }
                     folder = tiny.build_job(
-                        root / f"{kind}-{pair}", base, rows, total_steps=asked.steps, epochs=1e6, max_length=asked.longest,
-                        adapter=asked.adapter, threads=threads, checkpoint_every=asked.steps,
+                        root / f"{kind}-{pair}", base, rows, total_steps=asked.steps, epochs=1e6,
+                        max_length=asked.longest, adapter=asked.adapter, threads=threads, checkpoint_every=asked.steps,
                         lora={"rank": 16, "alpha": 32.0}, **points,
                     )  # fmt: skip
                     took[kind], count = seconds(store, folder, threads)
