@@ -154,7 +154,7 @@ class TrainSpec(_Strict):
     """Longest time between two recovery checkpoints (epoch checkpoints count)."""
     recovery_fraction: float = 0.1
     """Largest share of the run's steps between two recovery checkpoints."""
-    recovery_overhead: float = 1.0
+    recovery_overhead: float | None = None
     """Share of the time that recovery checkpoints by steps may take: where it would be more, they come less often."""
     init: InitSpec | None = None
     resume: Path | None = None

@@ -203,7 +203,8 @@ class Run:
         steps = self.progress.step - self.saved_at
         seconds = time.monotonic() - self.saved_time
         share = max(1, math.floor(self.spec.recovery_fraction * self.spec.total_steps))
-        worth = seconds * self.spec.recovery_overhead >= self.saving_seconds
+        most = self.spec.recovery_overhead
+        worth = most is None or seconds * most >= self.saving_seconds
         return (steps >= share and worth) or seconds >= self.spec.recovery_seconds
 
     def _evaluate(self) -> bool:
