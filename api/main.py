@@ -37,7 +37,6 @@ def install(app: FastAPI, parts: Parts) -> None:
     app.state.parts = parts
     app.state.limit = RequestLimit(parts.settings)
     app.state.live = Live(parts)
-    app.state.draining = False
 
 
 def create_app(parts: Parts | None = None) -> FastAPI:
@@ -65,6 +64,7 @@ def create_app(parts: Parts | None = None) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=openapi.operation_id,
     )
+    app.state.draining = False
     errors.install(app)
     openapi.install(app)
     docs.install(app)
