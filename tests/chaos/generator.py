@@ -60,8 +60,27 @@ def _method(type: str, batch: int, epochs: int) -> dict[str, Any]:
 
 WORKS = (
     # Dropout: a random state that is not restored shows in every later number. Two micro-batches a step.
-    Work("lora", _method("supervised", 4, 3), {"lora": {"rank": 4, "dropout": 0.1}, "micro_batch_size": 2}, 120),
-    Work("full", _method("supervised", 4, 2), {"adapter": "full", "optim": {"learning_rate": 1e-4}}, 80),
+    Work(
+        "lora",
+        _method("supervised", 4, 3),
+        {
+            "lora": {"rank": 4, "dropout": 0.1},
+            "micro_batch_size": 2,
+            "checkpoints": {"every": 12, "keep": "all"},
+        },
+        120,
+    ),
+    # Checkpoints that are removed again while it trains.
+    Work(
+        "full",
+        _method("supervised", 4, 2),
+        {
+            "adapter": "full",
+            "optim": {"learning_rate": 1e-4},
+            "checkpoints": {"every": 10, "keep": {"last": 2}},
+        },
+        80,
+    ),
     Work("dpo", _method("dpo", 2, 4), {"lora": {"rank": 4, "dropout": 0.05}}, 64, pairs=True),
 )
 SHORT = Work("short", _method("supervised", 16, 1), {"lora": {"rank": 2}}, 10)

@@ -78,9 +78,9 @@ MUTANTS = (
         (
             (
                 "worker/publish.py",
-                "    for entry in manifest.files:\n        store.put_file(prefix + entry.path, source / entry.path)\n",
+                "    for entry in manifest.files:\n        look()\n        store.put_file(",
                 "    store.put(prefix + MANIFEST, raw)\n"
-                "    for entry in manifest.files:\n        store.put_file(prefix + entry.path, source / entry.path)\n",
+                "    for entry in manifest.files:\n        look()\n        store.put_file(",
             ),
         ),
         _named("upload-dies"),
@@ -90,13 +90,13 @@ MUTANTS = (
         (
             (
                 "worker/reporter.py",
-                '        manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix)\n'
-                "        with self._fenced() as (session, job):\n"
-                "            runs.checkpointed(session, job, line, prefix, manifest, sha256)\n",
-                '        raw = (self._folder / line["path"] / "manifest.json").read_bytes()\n'
-                "        with self._fenced() as (session, job):\n"
-                "            runs.checkpointed(session, job, line, prefix, orjson.loads(raw), publish.sha256(raw))\n"
-                '        publish.folder(self._store, self._folder / line["path"], prefix)\n',
+                '            manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix, look)\n',
+                '            raw = (self._folder / line["path"] / "manifest.json").read_bytes()\n'
+                "            with self._fenced() as (session, job):\n"
+                "                runs.checkpointed(session, job, line, prefix, orjson.loads(raw), publish.sha256(raw))\n"
+                '            publish.folder(self._store, self._folder / line["path"], prefix, look)\n'
+                "            self._remove(line)\n"
+                "            return\n",
             ),
         ),
         _named("upload-dies"),
