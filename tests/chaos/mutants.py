@@ -90,10 +90,11 @@ MUTANTS = (
         (
             (
                 "worker/reporter.py",
-                '            manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix, look)\n',
-                '            raw = (self._folder / line["path"] / "manifest.json").read_bytes()\n'
+                'manifest, sha256 = publish.folder(self._store, self._folder / line["path"], prefix, look)\n',
+                'raw = (self._folder / line["path"] / "manifest.json").read_bytes()\n'
                 "            with self._fenced() as (session, job):\n"
-                "                runs.checkpointed(session, job, line, prefix, orjson.loads(raw), publish.sha256(raw))\n"
+                "                found = orjson.loads(raw)\n"
+                "                runs.checkpointed(session, job, line, prefix, found, publish.sha256(raw))\n"
                 '            publish.folder(self._store, self._folder / line["path"], prefix, look)\n'
                 "            self._remove(line)\n"
                 "            return\n",
