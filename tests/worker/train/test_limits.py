@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,27 @@ def limited(folder: Path, kind: int, room: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def allocated() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1])
+_STARVED = """
+import resource, sys
+from pathlib import Path
+from worker.train.load import Resident
+from worker.train.run import run
+
+warm, folder, more = sys.argv[1:]
+assert run(Path(warm), Resident()) == 0
+status = Path("/proc/self/status").read_text()
+held = 1024 * int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1])
+resource.setrlimit(resource.RLIMIT_DATA, (held + int(more),) * 2)
+sys.exit(run(Path(folder), Resident()))
+"""
+
+
+def starving(warm: Path, folder: Path, more: int) -> int:
+    """Run the folder where only so many bytes more can be had than ``warm`` took; returns the exit status.
+
+    In a fresh process: one that has done bigger things keeps their memory, and nothing would run out.
+    """
+    return subprocess.run([sys.executable, "-c", _STARVED, warm, folder, str(more)]).returncode
 
 
 def test_memory_that_runs_out_is_said_and_with_fewer_rows_at_once_the_result_is_the_same(
@@ -51,15 +70,15 @@ def test_memory_that_runs_out_is_said_and_with_fewer_rows_at_once_the_result_is_
 
     whole = job("whole", 16)
     assert run(whole, Resident()) == 0
-    # What this process holds already is its child's too; sixteen rows want some hundred MB more, a single one few.
-    room = allocated() + 48 * 1024 * 1024
+    # Sixteen rows want some hundred MB more than a single one.
+    room = 48 * 1024 * 1024
     starved = job("starved", 16)
-    assert limited(starved, resource.RLIMIT_DATA, room) == EXIT_USER_ERROR
+    assert starving(job("warm", 1), starved, room) == EXIT_USER_ERROR
     (error,) = tiny.read_events(starved, "error")
     assert (error["code"], error["param"]) == ("out_of_memory", "micro_batch_size")
     assert tiny.read_events(starved, "step") == []
     smaller = job("smaller", 1)
-    assert limited(smaller, resource.RLIMIT_DATA, room) == 0
+    assert starving(job("warm too", 1), smaller, room) == 0
     one, other = (load_file(folder / "artifact" / "adapter_model.safetensors") for folder in (whole, smaller))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
