@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from core.options import LOW_RANK, OWN_WEIGHTS, Adapter
+from core.resolved import Resolved
 
 _BYTES = {"fp32": 4, "bf16": 2}
 
@@ -129,6 +130,29 @@ class Plan(_Record):
     """Passes over the training rows without a gradient, before and between steps: a preference loss has a reference."""
     finding: bool = False
     """A learning rate is looked for before the first step."""
+
+    @classmethod
+    def of(cls, resolved: Resolved, *, steps_per_epoch: int, **other: int) -> "Plan":
+        """The plan of a job; ``other``: fields that the job's options alone don't tell."""
+        peft = resolved.peft
+        choices = {
+            "adapter": resolved.adapter,
+            # Another kind of PEFT is reckoned as LoRA of its rank.
+            "rank": resolved.lora.rank if resolved.lora else int(peft.get("r", 8)) if peft else 0,
+            "target_modules": resolved.lora.target_modules if resolved.lora else "all-linear",
+            "layers": None if resolved.layers is None else len(resolved.layers),
+            "virtual_tokens": resolved.prompt.virtual_tokens if resolved.prompt else 0,
+            "prompt_loss_weight": resolved.prompt_loss_weight,
+            "total_steps": resolved.total_steps,
+            "steps_per_epoch": steps_per_epoch,
+            "batch_size": resolved.batch_size,
+            "micro_batch_size": resolved.micro_batch_size,
+            "max_length": resolved.max_length,
+            "precision": resolved.precision,
+            "gradient_checkpointing": resolved.gradient_checkpointing,
+            "finding": resolved.optim.find,
+        }
+        return cls.model_validate(choices | other)
 
     @property
     def own_weights(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -107,16 +107,17 @@ class Live:
         return found
 
 
-class Watch:
-    """Counts trainers for as long as it is entered, and keeps the largest number seen."""
+class Beside:
+    """Does something again and again in a thread, for as long as it is entered."""
 
-    def __init__(self, live: Live) -> None:
-        self.most = 0
-        self._live = live
+    every = 0.05
+    """Seconds between two looks"""
+
+    def __init__(self) -> None:
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -125,8 +126,23 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ended.wait(0.05):
-            self.most = max(self.most, len(self._live.trainers()))
+        while not self._ended.wait(self.every):
+            self.look()
+
+    def look(self) -> None:
+        raise NotImplementedError
+
+
+class Watch(Beside):
+    """Counts trainers, and keeps the largest number seen."""
+
+    def __init__(self, live: Live) -> None:
+        super().__init__()
+        self.most = 0
+        self._live = live
+
+    def look(self) -> None:
+        self.most = max(self.most, len(self._live.trainers()))
 
 
 def start(home: Path, env: dict[str, str]) -> subprocess.Popen[str]:

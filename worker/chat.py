@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from core.options import JobOptions
 from worker.prepare import local, tokenise
+from worker.train.answers import greedy
 
 
 class Chat:
@@ -55,13 +56,7 @@ class Chat:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 streamer=spoken,
-                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                    do_sample=False,
-                    max_new_tokens=most,
-                    eos_token_id=self._ends or None,
-                    pad_token_id=self._ends[0] if self._ends else 0,
-                    use_cache=True,
-                ),
+                generation_config=greedy(self._ends, most),
             )
         return spoken.ended
 

@@ -58,6 +58,12 @@ def folder(
     return manifest.model_dump(), sha256(raw)
 
 
+def result(store: Store, filename: str, key: str, data: bytes) -> dict[str, Any]:
+    """Store what was made here as one of a job's result files."""
+    store.put(key, data)
+    return {"filename": filename, "key": key, "bytes": len(data), "sha256": sha256(data)}
+
+
 def results(manifest: dict[str, Any], manifest_sha256: str, manifest_bytes: int, prefix: str) -> list[dict[str, Any]]:
     """The artifact's files as a job's result files: weights first, the manifest last."""
     first = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors", "config.json")

@@ -67,8 +67,7 @@ class Reporter:
 
     def pump(self) -> None:
         """Write what is new. While the database is away, lines wait here and in the file, and nothing is lost."""
-        # An upload that has failed for good is told here, at once.
-        _ = self._uploader.idle
+        self._uploader.check()
         self._waiting += self._new_lines()
         while self._waiting:
             batch = self._next_batch()

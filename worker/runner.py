@@ -36,7 +36,6 @@ from worker.slot import Child, Slot
 log = structlog.get_logger()
 
 _TICK = 0.2
-_DEFECT = "The worker had an error; the operator finds it in its log."
 _STOPS = {Wish.STOP_NOW: "now", Wish.STOP_AT_CHECKPOINT: "checkpoint", Wish.STOP_AT_EPOCH: "epoch"}
 
 
@@ -114,16 +113,12 @@ class Runner:
             # A server behind the service is away: a loss, not the user's fault.
             log.warning("servers.away", id=claim.id, error=type(error).__name__, exc_info=error)
             self._lose(claim, f"a server was away ({type(error).__name__})")
-        except OSError as error:
-            log.error("work.failed", id=claim.id, exc_info=error)
-            if disk.is_full(error):
-                full = disk.fault(self.slot.folder)
-                self._fail(claim, disk.CODE, full.message, None)
-            else:
-                self._fail(claim, "server_error", _DEFECT, None)
         except Exception as error:  # the slot must outlive any defect of ours
             log.error("work.failed", id=claim.id, exc_info=error)
-            self._fail(claim, "server_error", _DEFECT, None)
+            if disk.is_full(error):
+                self._fail(claim, disk.CODE, disk.fault(self.slot.folder).message, None)
+            else:
+                self._fail(claim, "server_error", "The worker had an error; the operator finds it in its log.", None)
         finally:
             self.slot.done()
             self._clean(claim)
@@ -278,24 +273,19 @@ class Runner:
         with transaction(self.parts.sessions) as session:
             table = publish.metrics_csv(session, claim.id)
             answers = publish.answers(session, claim.id)
-        key = layout.run(claim.id, claim.generation, "metrics.csv")
-        store.put(key, table)
-        csv = {"filename": "step_metrics.csv", "key": key, "bytes": len(table), "sha256": publish.sha256(table)}
-        beside = []
+        made = layout.run(claim.id, claim.generation, "")
+        results = [
+            publish.result(store, "step_metrics.csv", made + "metrics.csv", table),
+            *publish.results(manifest, sha256, (artifact / publish.MANIFEST).stat().st_size, prefix),
+        ]
         if answers is not None:
-            place = layout.run(claim.id, claim.generation, "answers.jsonl")
-            store.put(place, answers)
-            digest = publish.sha256(answers)
-            beside = [{"filename": "answers.jsonl", "key": place, "bytes": len(answers), "sha256": digest}]
-        results = publish.results(manifest, sha256, (artifact / publish.MANIFEST).stat().st_size, prefix)
+            results.append(publish.result(store, "answers.jsonl", made + "answers.jsonl", answers))
         with self._job(claim) as (session, job):
             if job.wish == Wish.CANCEL:
                 # Cancelling wins every race: a job that was asked to stop never succeeds.
                 runs.cancelled(session, job)
             else:
-                runs.succeeded(
-                    session, job, prefix=prefix, manifest=manifest, results=[csv, *results, *beside], line=done
-                )
+                runs.succeeded(session, job, prefix=prefix, manifest=manifest, results=results, line=done)
         log.info("job.finished", job_id=claim.id)
 
     # -- the prepare queue

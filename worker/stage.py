@@ -103,19 +103,7 @@ def _checkpoint_bytes(base: BaseModel, job: Job) -> int:
     if shape is None:
         return 0
     resolved = Resolved.model_validate(job.resolved)
-    plan = Plan(
-        adapter=resolved.adapter,
-        rank=resolved.lora.rank if resolved.lora is not None else 0,
-        target_modules=resolved.lora.target_modules if resolved.lora is not None else "all-linear",
-        layers=None if resolved.layers is None else len(resolved.layers),
-        virtual_tokens=resolved.prompt.virtual_tokens if resolved.prompt is not None else 0,
-        prompt_loss_weight=resolved.prompt_loss_weight,
-        total_steps=resolved.total_steps,
-        steps_per_epoch=resolved.total_steps,
-        batch_size=resolved.batch_size,
-        micro_batch_size=resolved.micro_batch_size,
-        max_length=resolved.max_length,
-    )
+    plan = Plan.of(resolved, steps_per_epoch=resolved.total_steps)
     return 3 * 4 * cost.trained(Shape.model_validate(shape), plan).parameters
 
 

@@ -51,11 +51,15 @@ class Uploader:
         if self._thread.ident is None:
             self._thread.start()
 
-    @property
-    def idle(self) -> bool:
-        """Whether all is uploaded. Raises what an upload has failed with for good."""
+    def check(self) -> None:
+        """Raise what an upload has failed with for good."""
         if self._error is not None:
             raise self._error
+
+    @property
+    def idle(self) -> bool:
+        """Whether all is uploaded. Raises as :meth:`check` does."""
+        self.check()
         with self._changed:
             return not self._waiting and not self._busy
 

@@ -121,23 +121,13 @@ def _run(base: BaseModel, resolved: Resolved, found: Json) -> _Run | None:
     preference = resolved.preference
     # Of a pair, both answers go through the layers.
     rows = 2 if preference is not None and preference.loss != "kto" else 1
-    plan = Plan(
-        adapter=resolved.adapter,
-        rank=resolved.lora.rank if resolved.lora is not None else _rank(resolved.peft),
-        target_modules=resolved.lora.target_modules if resolved.lora is not None else "all-linear",
-        layers=None if resolved.layers is None else len(resolved.layers),
-        virtual_tokens=resolved.prompt.virtual_tokens if resolved.prompt is not None else 0,
-        prompt_loss_weight=resolved.prompt_loss_weight,
-        total_steps=resolved.total_steps,
+    plan = Plan.of(
+        resolved,
         steps_per_epoch=per_epoch,
         batch_size=rows * resolved.batch_size,
         micro_batch_size=rows * resolved.micro_batch_size,
-        max_length=resolved.max_length,
-        precision=resolved.precision,
-        gradient_checkpointing=resolved.gradient_checkpointing,
         evaluations=math.ceil(resolved.total_steps / interval),
         scorings=_scorings(preference, resolved.epochs),
-        finding=resolved.optim.find,
     )
     valid = Sample.model_validate(found["valid_sample"]) if found["valid_sample"] else None
     return _Run(Shape.model_validate(shape), plan, Sample.model_validate(found["sample"]), valid)
@@ -291,8 +281,3 @@ def _price(rates: Price | None, seconds: float | None, tokens: int) -> wire.Amou
 def _wait(session: Session, tenant: Tenant, priority: int) -> wire.Wait:
     before, seconds = queue.wait(session, tenant, priority)
     return wire.Wait(jobs_before=before, seconds=seconds)
-
-
-def _rank(peft: dict[str, Any] | None) -> int:
-    """An adapter that is not LoRA, reckoned as LoRA of its rank."""
-    return 0 if peft is None else int(peft.get("r", 8))

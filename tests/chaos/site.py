@@ -26,7 +26,7 @@ from cli.stack.stack import Stack
 from core.config import Settings
 from core.storage.s3 import S3Store
 from tests.chaos.proxy import Proxy
-from tests.live import short_leases
+from tests.live import Beside, short_leases
 
 TRAIN = ("train", "train-b")
 
@@ -230,23 +230,17 @@ class Site:
         return sum(path.read_text(errors="replace").count(wanted) for path in paths)
 
 
-class Watch:
+class Watch(Beside):
     """Looks at the trainers as often as it can be afforded, and keeps what must never have been."""
 
+    every = 0.1
+
     def __init__(self, home: Path) -> None:
+        super().__init__()
         self.faults: list[str] = []
         self._home = home
-        self._ended = threading.Event()
+        self._others: set[str] = set()
         self._paused = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
     @contextmanager
     def blind(self) -> Iterator[None]:
@@ -257,19 +251,14 @@ class Watch:
         finally:
             self._paused.clear()
 
-    def _run(self) -> None:
-        others: set[str] = set()
-        while not self._ended.wait(0.1):
-            found = list(_trainers(self._home, others))
-            slots = {trainer.slot for trainer in found}
-            if len(slots) < len(found):
-                self._say(f"two trainers in one slot: {found}")
-            jobs = {trainer.job_id for trainer in found}
-            if len(jobs) < len(found) and not self._paused.is_set():
-                self._say(f"two trainers of one job: {found}")
-
-    def _say(self, fault: str) -> None:
-        self.faults.append(fault)
+    def look(self) -> None:
+        found = list(_trainers(self._home, self._others))
+        slots = {trainer.slot for trainer in found}
+        if len(slots) < len(found):
+            self.faults.append(f"two trainers in one slot: {found}")
+        jobs = {trainer.job_id for trainer in found}
+        if len(jobs) < len(found) and not self._paused.is_set():
+            self.faults.append(f"two trainers of one job: {found}")
 
 
 def _trainers(home: Path, others: set[str] | None = None) -> Iterator[Trainer]:

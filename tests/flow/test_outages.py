@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import fresh_database, plain_environment
 from tests.flow import longer, proxy
 from tests.flow.proxy import Proxy
-from tests.live import ROOT, Live, running
+from tests.live import ROOT, Beside, Live, running
 
 pytestmark = pytest.mark.flow
 
@@ -40,28 +40,20 @@ def cut(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tiny:
         yield Cut(live, database, redis)
 
 
-class Asker:
+class Asker(Beside):
     """Asks for a job again and again, and keeps what it was answered."""
 
+    every = 0.1
+
     def __init__(self, live: Live, job_id: str) -> None:
+        super().__init__()
         self.answers: list[tuple[float, int, str | None]] = []
         self._url = f"{live.base_url}/fine_tuning/jobs/{job_id}"
         self._headers = {"Authorization": f"Bearer {live.api_key}"}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "Asker":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.1):
-            answer = httpx.get(self._url, headers=self._headers, timeout=60)
-            self.answers.append((time.monotonic(), answer.status_code, answer.headers.get("retry-after")))
+    def look(self) -> None:
+        answer = httpx.get(self._url, headers=self._headers, timeout=60)
+        self.answers.append((time.monotonic(), answer.status_code, answer.headers.get("retry-after")))
 
 
 def away(cut: Cut, seconds: float, unkilled: tuple[str, bytes]) -> None:

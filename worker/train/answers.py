@@ -52,13 +52,7 @@ class Answerer:
         made = module.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                do_sample=False,
-                max_new_tokens=ANSWER_TOKENS,
-                eos_token_id=self._ends or None,
-                pad_token_id=self._ends[0] if self._ends else 0,
-                use_cache=True,
-            ),
+            generation_config=greedy(self._ends, ANSWER_TOKENS),
         )
         new = made[0, len(prompt) :].tolist()
         ended = bool(new) and new[-1] in self._ends
@@ -73,6 +67,17 @@ class Answerer:
     @cached_property
     def _tokenizer(self) -> Any:
         return Tokenizer.from_file(str(self._base / "tokenizer.json"))
+
+
+def greedy(ends: list[int], most: int) -> GenerationConfig:
+    """The likeliest token each time, up to ``most`` or one of ``ends``."""
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        max_new_tokens=most,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+        use_cache=True,
+    )
 
 
 def _prompt(rows: Rows, row: int) -> list[int]:

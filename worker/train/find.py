@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 import torch
 
+from core.cost import FIND_APART as APART
+from core.cost import FIND_ROWS as ROWS
+from core.cost import FIND_STEPS as STEPS
 from worker.folder import TrainSpec
 from worker.train import checkpoint, optimizers
 from worker.train.batches import Order
@@ -21,9 +24,6 @@ from worker.train.model import Model
 from worker.train.objective import Objective
 from worker.train.ranks import Ranks
 
-STEPS = 25
-ROWS, APART = 4, 8
-"""Examples of a step, and those that the loss is measured on."""
 SHARE = 0.3
 _RANGES = {
     "full": (1e-6, 1e-3),
@@ -92,13 +92,9 @@ def _climb(
         for micro_batch in objective.cut(ranks.share(chosen)):
             look()
             objective.backward(model, micro_batch, whole)
-        for p in model.trainable.values():
-            if ranks.size > 1 and p.grad is None:
-                p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in model.trainable.values() if p.grad is not None]
+        gradients = ranks.gradients(model.trainable.values())
         ranks.sum_(gradients)
-        if spec.optim.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(model.trainable.values(), spec.optim.max_grad_norm)
+        optimizers.clip(gradients, spec.optim.max_grad_norm)
         optimizers.set_learning_rate(optimizer, rate)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

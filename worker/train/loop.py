@@ -101,10 +101,10 @@ class Run:
                     checkpoint.set_random_state(model, rng)
                     self._hand_back()
                 told += self.objective.backward(model, micro_batch, whole)
-            gradients = self._gradients()
+            gradients = self.ranks.gradients(model.trainable.values())
             self.ranks.sum_([told, *gradients])
 
-            grad_norm = _clip(gradients, spec.optim.max_grad_norm)
+            grad_norm = optimizers.clip(gradients, spec.optim.max_grad_norm)
             measured = self.objective.metrics(told, whole)
             _refuse_not_finite(step, measured["loss"], grad_norm)
             learning_rate = schedule.learning_rate(optim, step, spec.total_steps)
@@ -134,13 +134,6 @@ class Run:
         if self.best is not None and progress.best.step not in (None, progress.step):
             self.best.restore()
         return progress
-
-    def _gradients(self) -> list[Tensor]:
-        if self.ranks.size > 1:
-            for p in self.model.trainable.values():
-                # A rank without a row in a small last batch has none; the sum over the ranks needs one from each.
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        return [p.grad for p in self.model.trainable.values() if p.grad is not None]
 
     @property
     def _epoch(self) -> float:
@@ -236,8 +229,7 @@ class Run:
         self.model.module.eval()
         whole = self.judge.begin(self.model, chosen, self.ranks)
         for micro_batch in self.judge.cut(self.ranks.share(chosen)):
-            if self.ranks.size == 1 and self.draining():
-                self._hand_back()
+            self._look()
             told += self.judge.measure(self.model, micro_batch, whole)
         self.model.module.train()
         self.ranks.sum_([told])
@@ -369,15 +361,6 @@ def objective(spec: TrainSpec, rows: Rows, model: Model) -> Objective:
     if spec.preference is None:
         return Supervised(rows, spec.prompt_loss_weight, spec.micro_batch_size, model.device, spec.packing)
     return Preference(rows, spec.preference, spec.micro_batch_size, model.device)
-
-
-def _clip(gradients: list[Tensor], longest: float) -> float:
-    """Shorten the gradient to ``longest`` (0: leave it); returns its norm before that."""
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if longest > 0:
-        scale = torch.clamp(longest / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, scale)
-    return float(norm)
 
 
 def _scored(one: Objective) -> Preference:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
 from worker.folder import OptimSpec
@@ -39,6 +40,15 @@ def build(optim: OptimSpec, model: Model, plus_ratio: float = 1.0) -> Optimizer:
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["ratio"]
+
+
+def clip(gradients: list[Tensor], longest: float) -> float:
+    """Shorten the gradient to ``longest`` (0: leave it); returns its norm before that."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if longest > 0:
+        scale = torch.clamp(longest / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, scale)
+    return float(norm)
 
 
 def _groups(trainable: dict[str, nn.Parameter], plus_ratio: float) -> list[dict[str, Any]]:

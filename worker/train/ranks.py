@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 Item = TypeVar("Item")
 
@@ -35,6 +35,15 @@ class Ranks:
 
     def share(self, items: list[Item]) -> list[Item]:
         return items[self.rank :: self.size]
+
+    def gradients(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        """Those that the last backward passes have left."""
+        found = list(parameters)
+        if self.size > 1:
+            for p in found:
+                # A rank without a row in a small last batch has none; the sum over the ranks needs one from each.
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        return [p.grad for p in found if p.grad is not None]
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Add up over the ranks in place, in one message."""
