@@ -100,10 +100,10 @@ def _check_head(network: PreTrainedModel, head: Head) -> None:
     training = network.training
     network.train(False)
     ids = torch.arange(4, device=head.weight.device)[None] + 4
-    theirs = network(input_ids=ids, use_cache=False).logits.float()
     ours = head.logits(network.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    theirs = network(input_ids=ids, use_cache=False).logits.to(ours.dtype)
     network.train(training)
-    tolerance = 1e-4 if head.weight.dtype == torch.float32 else 0.05
+    tolerance = 1e-4 if head.weight.dtype.itemsize >= 4 else 0.05
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise Refused("unsupported_base_model", "This base model changes its logits in a way not known here.", "model")
 
@@ -118,6 +118,6 @@ def check_packing(network: PreTrainedModel) -> None:
     packed = network.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state[:, 4:].float()
     alone = network.base_model(input_ids=ids[:, 4:], use_cache=False).last_hidden_state.float()
     network.train(training)
-    tolerance = 1e-4 if network.dtype == torch.float32 else 0.05
+    tolerance = 1e-4 if network.dtype.itemsize >= 4 else 0.05
     if not torch.allclose(packed, alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
         raise Refused("unpackable_base_model", "Rows of this base model can't be packed: they would mix.", "packing")

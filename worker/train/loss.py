@@ -49,9 +49,14 @@ class Head:
         return isinstance(self.module, nn.Linear) and not any(p.requires_grad for p in self.module.parameters())
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits the plain way, all of the vocabulary at once."""
-        logits: Tensor = self.module(hidden).float() * self.scale
+        """Logits the plain way, all of the vocabulary at once, in float32 at least."""
+        logits: Tensor = self.module(hidden).to(summed(hidden.dtype)) * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def summed(dtype: torch.dtype) -> torch.dtype:
+    """What sums over the vocabulary are kept in where hidden states come in ``dtype``: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def tokens(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -128,7 +133,8 @@ def _pass(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """nll, whether the target has the largest logit, and d nll / d hidden, for up to ``ROWS`` tokens."""
     n, vocabulary = len(hidden), len(head.weight)
-    zeros = partial(torch.zeros, dtype=torch.float32, device=hidden.device)
+    kept_in = summed(hidden.dtype)
+    zeros = partial(torch.zeros, dtype=kept_in, device=hidden.device)
     reference = zeros(n, 1) - torch.inf
     largest = zeros(n) - torch.inf
     total = zeros(n, 1)
@@ -147,8 +153,8 @@ def _pass(
         logits = torch.mm(hidden, tile.t(), out=buffer[: n * len(tile)].view(n, len(tile)))
         if head.bias is not None:
             logits += head.bias[start : start + columns]
-        # No copy in float32; the sums below always are.
-        logits = logits.float()
+        # No copy where the dtype is that of the sums below.
+        logits = logits.to(kept_in)
         if head.scale != 1:
             logits *= head.scale
         if head.softcap is not None:
@@ -190,7 +196,7 @@ def _pass(
         if tail is not None:
             pull += tail.pull()
         pull /= total
-        own = head.weight[targets].float()
+        own = head.weight[targets].to(kept_in)
         if head.softcap is not None:
             own *= (1 - (of_target / head.softcap).square())[:, None]
         pull -= own

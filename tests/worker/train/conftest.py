@@ -94,10 +94,14 @@ def again(job: Path, folder: Path, resume: Path | None, **changes: Any) -> Path:
     return folder
 
 
-def open_job(folder: Path, micro_batch_size: int | None = None) -> tuple[TrainSpec, Model, Batches]:
-    """The parts of a job, for tests that look inside a step."""
+def open_job(
+    folder: Path, micro_batch_size: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[TrainSpec, Model, Batches]:
+    """The parts of a job, for tests that look inside a step; in float64 the adapter is as well."""
     spec = TrainSpec.model_validate_json((folder / "spec.json").read_bytes())
     rows = Rows.read(folder / "train.safetensors")
-    model = attach(load_base(spec.base.path, torch.float32, spec.adapter == "qlora"), spec)
+    model = attach(load_base(spec.base.path, dtype, spec.adapter == "qlora"), spec)
+    for p in model.trainable.values():
+        p.data = p.data.to(dtype)
     size = micro_batch_size or spec.micro_batch_size
     return spec, model, Batches(rows, spec.prompt_loss_weight, size, model.device, spec.packing)

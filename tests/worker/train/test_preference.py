@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tests import tiny
 from tests.worker.train.conftest import Ran, again, open_job
+from tests.worker.train.test_loss import relative
 from worker.folder import PreferenceSpec
 from worker.train import preference
 from worker.train.batches import Rows
@@ -103,38 +104,41 @@ def answer_sums(model: Model, rows: list[tuple[list[int], list[int]]]) -> list[t
 
 
 def move(model: Model) -> None:
-    generator = torch.Generator().manual_seed(5)
+    """By what leaves KTO a reference point above 0, which half of all seeds don't."""
+    generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.trainable.values():
             p += 0.05 * torch.randn(p.shape, generator=generator)
 
 
-@pytest.mark.parametrize("micro", [1, 3, 8])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 2e-6)], ids=str)
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradient_are_the_definitions(name: str, micro: int, base: Path, tmp_path: Path) -> None:
-    folder = job(tmp_path / "job", base, name)
-    spec, model, _ = open_job(folder)
+def test_loss_and_gradient_are_the_definitions(
+    name: str, dtype: torch.dtype, bound: float, base: Path, tmp_path: Path
+) -> None:
+    """tests/worker/train/test_split.py holds other splits to the same."""
+    folder, micro = job(tmp_path / "job", base, name), 3
+    spec, model, _ = open_job(folder, dtype=dtype)
     assert spec.preference is not None
     objective = Preference(Rows.read(folder / "train.safetensors"), spec.preference, micro, model.device)
     with torch.no_grad():
         before = [[float(one) for one in answer_sums(model, rows)] for rows in (PAIRS, mismatched())]
         if spec.preference.loss in preference.WITH_REFERENCE:
             objective.reference = objective.score(model, Ranks())
-            assert objective.reference[0].tolist() == pytest.approx(before[0], rel=1e-5)
+            assert objective.reference[0].tolist() == pytest.approx(before[0], rel=bound)
     move(model)
     chosen = list(range(len(objective)))
     step = objective.begin(model, chosen, Ranks())
+    assert step.drift > 0.01 or name != "kto"
     told = sum(objective.backward(model, batch, step) for batch in objective.cut(chosen))
     found = {name: p.grad.clone() for name, p in model.trainable.items() if p.grad is not None}
     assert isinstance(told, torch.Tensor)
     model.module.zero_grad()
     expected = dense(model, spec.preference, before)
     expected.backward()
-    assert objective.metrics(told, step)["loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
-    for key, gradient in found.items():
-        theirs = model.trainable[key].grad
-        assert theirs is not None
-        assert float((gradient - theirs).norm()) <= 2e-5 * float(theirs.norm()) + 1e-9, key
+    assert objective.metrics(told, step)["loss"] == pytest.approx(float(expected.detach()), rel=bound)
+    theirs = {name: p.grad for name, p in model.trainable.items() if p.grad is not None}
+    assert relative(found, theirs) < bound
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "kto", "orpo"])
