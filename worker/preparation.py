@@ -78,7 +78,7 @@ def finish_job(parts: Parts, claim: Claim, folder: Path, token_set: str, status:
             return
         base = session.get_one(BaseModel, job.base_model_id)
         row = tokens.keep(session, token_set, tokens.of_job(job), job, result, kept)
-        tokens.settle(session, job, base, row, result)
+        tokens.settle(session, job, base, row, result, parts.settings)
     if row.files != kept:
         # Another job on the same data was quicker: its files are this job's, too.
         parts.store.delete(*(entry["key"] for entry in kept.values()))

@@ -21,7 +21,7 @@ from core.db.tables import Answer, BaseModel, File, Job, TokenSet
 from core.options import Hyperparameters
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import data, runs, token_sets
+from core.services import data, estimates, runs, token_sets
 from core.services.data import Named
 from core.states import FileStatus, Wish
 from core.storage import store as layout
@@ -167,7 +167,7 @@ def use(parts: Parts, job: Job, claim: Claim) -> bool:
         taken = token_sets.take(session, ready.id, row)
         if taken is None:
             return False
-        settle(session, row, ready.base, taken, prepared)
+        settle(session, row, ready.base, taken, prepared, parts.settings)
     log.info("tokens.reused", job_id=claim.id, token_set=ready.id)
     return True
 
@@ -213,8 +213,11 @@ def keep(session: Session, id: str, wanted: Wanted, job: Job | None, prepared: P
     )
 
 
-def settle(session: Session, job: Job, base: BaseModel, tokens: TokenSet, prepared: Prepared) -> None:
+def settle(
+    session: Session, job: Job, base: BaseModel, tokens: TokenSet, prepared: Prepared, settings: Settings
+) -> None:
     """Into the train queue, with the files of this set."""
+    job.expected_seconds = estimates.seconds(session, base, prepared.model_dump(mode="json"), settings)
     runs.prepared(
         session,
         job,

@@ -200,6 +200,8 @@ class Job(Leased, Table):
     priority: Mapped[int] = mapped_column(Integer, server_default="0")
     work: Mapped[float] = mapped_column(server_default="1")
     """What its next claim takes of the project's share (``core/queue/shares.py``); 0 once that was taken."""
+    expected_seconds: Mapped[float | None]
+    """How long the whole run takes, as estimated when its data were ready: tells others when they may start."""
     # Where it stands.
     status: Mapped[str] = mapped_column(server_default=Status.VALIDATING)
     phase: Mapped[str] = mapped_column(server_default=Phase.CREATED)

@@ -111,6 +111,12 @@ def estimate(session: Session, tenant: Tenant, wanted: JobCreate, found: Json, s
     )
 
 
+def seconds(session: Session, base: BaseModel, found: Json, settings: Settings) -> float | None:
+    """How long the job takes on the fastest of the workers that are there; None where none has measured itself."""
+    run = _run(base, Resolved.model_validate(found["resolved"]), found)
+    return _on(run, [_Site(row) for row in workers.training(session, settings)])[0]
+
+
 def _run(base: BaseModel, resolved: Resolved, found: Json) -> _Run | None:
     shape = (base.facts or {}).get("shape")
     if shape is None:

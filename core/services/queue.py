@@ -1,5 +1,6 @@
 """Who is before whom: places of waiting jobs, and a view of the whole queue for one project."""
 
+import heapq
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
@@ -21,6 +22,7 @@ _COUNTED = 1000
 """Places further behind are not told: counting them would make a look at one job cost more the longer the queue is."""
 _LISTED = 200
 _ALIVE = timedelta(minutes=1)
+_LEFT = Job.expected_seconds * (1 - func.coalesce(Job.progress["percent"].as_float(), 0) / 100)
 _WAITING = (Status.VALIDATING, Status.QUEUED)
 
 
@@ -34,48 +36,74 @@ def places(session: Session, jobs: list[Job]) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for status in {job.status for job in waiting}:
         order = [one.id for one in shares.order(session, status, _COUNTED)]
-        starts = _starts(session) if status == Status.QUEUED else []
+        position = {id: n for n, id in enumerate(order, 1)}
+        starts: dict[str, datetime] = {}
+        if status == Status.QUEUED:
+            starts = dict(zip(order, _in_line(_ready(session), _expected(session, order)), strict=False))
         for job in waiting:
-            if job.status != status:
-                continue
-            position = order.index(job.id) + 1 if job.id in order else None
-            start = starts[position - 1] if position is not None and position <= len(starts) else None
-            found[job.id] = Place(position=position, estimated_start=clock.unix_or_none(start))
+            if job.status == status:
+                start = clock.unix_or_none(starts.get(job.id))
+                found[job.id] = Place(position=position.get(job.id), estimated_start=start)
     return found
 
 
-def _starts(session: Session) -> list[datetime]:
-    """When the first, second, … waiting job can start: now where a slot is free, else when a running job ends.
+def _in_line(ready: list[datetime], expected: list[float | None]) -> list[datetime]:
+    """When jobs start that take so many seconds each: the next one takes the slot that is free first.
 
-    Jobs that wait before others have no estimate yet, so no more can be told than there are slots.
+    ``ready`` is a heap, and used up. A slot whose job takes nobody knows how long is lost to those behind it; the
+    answer ends where no slot is left.
     """
+    starts: list[datetime] = []
+    for seconds in expected:
+        if not ready:
+            break
+        starts.append(heapq.heappop(ready))
+        if seconds is not None:
+            heapq.heappush(ready, starts[-1] + timedelta(seconds=seconds))
+    return starts
+
+
+def _expected(session: Session, ids: list[str]) -> list[float | None]:
+    """How many seconds each of the jobs takes, of what it has not done yet; None where there is no estimate."""
+    seconds = dict(session.execute(select(Job.id, _LEFT).where(Job.id.in_(ids))).all())
+    return [seconds.get(id) for id in ids]
+
+
+def _ready(session: Session) -> list[datetime]:
+    """When each slot is free for the next job, as a heap: now, or when its job ends, where that can be told."""
     now = session.scalars(select(clock.now())).one()
     slots = session.scalar(
         select(func.coalesce(func.sum(Worker.slots), 0)).where(
             Worker.kind == "train", Worker.draining.is_(False), Worker.last_seen_at > clock.now() - _ALIVE
         )
     )
-    ends = list(session.scalars(select(Job.estimated_finish).where(Job.status == Status.RUNNING).limit(_COUNTED)))
-    free = max(0, int(slots or 0) - len(ends))
-    known = sorted(max(end, now) for end in ends if end is not None)
-    return [now] * free + known
+    running = session.execute(
+        select(Job.estimated_finish, _LEFT).where(Job.status == Status.RUNNING).limit(_COUNTED)
+    ).all()
+    free = max(0, int(slots or 0) - len(running))
+    ends = [end or _later(now, left) for end, left in running]
+    return sorted([now] * free + [max(end, now) for end in ends if end is not None])
+
+
+def _later(now: datetime, seconds: float | None) -> datetime | None:
+    return None if seconds is None else now + timedelta(seconds=seconds)
 
 
 def wait(session: Session, tenant: Tenant, priority: int) -> tuple[int, float | None]:
     """Jobs that a new one of this priority would wait for, and for how many seconds; None where it can't be told."""
-    before = sum(_before(session, tenant, status, priority) for status in _WAITING)
-    starts = _starts(session)
-    if before >= len(starts):
-        return before, None
+    before = [id for status in (Status.QUEUED, Status.VALIDATING) for id in _before(session, tenant, status, priority)]
+    starts = _in_line(_ready(session), [*_expected(session, before), None])
+    if len(starts) <= len(before):
+        return len(before), None
     now = session.scalars(select(clock.now())).one()
-    return before, round(max(0.0, (starts[before] - now).total_seconds()), 1)
+    return len(before), round(max(0.0, (starts[-1] - now).total_seconds()), 1)
 
 
-def _before(session: Session, tenant: Tenant, status: Status, priority: int) -> int:
+def _before(session: Session, tenant: Tenant, status: Status, priority: int) -> list[str]:
     order = shares.order(session, status, _COUNTED)
     mine = [one.turn for one in order if one.project_id == tenant.project_id and one.priority >= priority]
     turn = max([shares.start(session, tenant.project_id, status), *mine])
-    return sum(one.priority > priority or (one.priority == priority and one.turn <= turn) for one in order)
+    return [one.id for one in order if one.priority > priority or (one.priority == priority and one.turn <= turn)]
 
 
 def view(session: Session, tenant: Tenant, settings: Settings) -> Queue:

@@ -244,6 +244,7 @@ def upgrade() -> None:
         sa.Column("options", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False),
         sa.Column("priority", sa.Integer(), server_default="0", nullable=False),
         sa.Column("work", sa.Double(), server_default="1", nullable=False),
+        sa.Column("expected_seconds", sa.Double(), nullable=True),
         sa.Column("status", sa.Text(), server_default="validating_files", nullable=False),
         sa.Column("phase", sa.Text(), server_default="created", nullable=False),
         sa.Column("phase_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),

@@ -86,6 +86,28 @@ def test_the_start_is_when_a_slot_is_free(parts: Parts, settings: Settings, acco
     assert abs(place(account, fourth)["estimated_start"] - now - 600) < 30
 
 
+def test_who_waits_starts_when_those_before_have_ended(parts: Parts, settings: Settings, account: Account) -> None:
+    worker(parts, slots=2)
+    jobs = queued(parts, account, 6)
+    seconds = [100, 1000, 300, 50, None, 10]
+    with transaction(parts.sessions) as session:
+        for id, expected in zip(jobs, seconds, strict=True):
+            session.execute(update(Job).where(Job.id == id).values(expected_seconds=expected))
+
+    def starts() -> list[int | None]:
+        found = account.http.get("/v1/fine_tuning/queue").json()["waiting"]["yours"]
+        return [one["estimated_start"] and round(one["estimated_start"] - time.time(), -1) for one in found]
+
+    # Two slots: 0-100, 0-1000, 100-400, 400-450, 450-nobody knows, 1000-1010.
+    assert starts() == [0, 0, 100, 400, 450, 1000]
+    # A run of which nothing is told yet ends when it was expected to; one that is half done has half of that left.
+    assert claim(parts, settings) == jobs[0]
+    assert starts() == [0, 100, 400, 450, 1000]
+    with transaction(parts.sessions) as session:
+        session.execute(update(Job).where(Job.id == jobs[1]).values(progress={"percent": 50}))
+    assert starts() == [0, 100, 400, 450, 500]
+
+
 def test_own_jobs_are_named_and_others_counted(
     parts: Parts, settings: Settings, accounts: Accounts, account: Account
 ) -> None:

@@ -101,10 +101,10 @@ class Nemesis:
                 site.kill(name, blow.down)
             case "trainer":
                 found = site.trainers()
-                children = [t.pid for t in found] or self._idlechildren()
-                if children:
+                pids = [t.pid for t in found] or self._idle()
+                if pids:
                     self._note("trainer")
-                    signal_to(self.random.choice(children), signal.SIGKILL)
+                    signal_to(self.random.choice(pids), signal.SIGKILL)
             case "postgres" if self.random.random() < 0.5:
                 # A server process that dies takes all others with it, and the postmaster recovers from the log.
                 self._note("postgres")
@@ -130,7 +130,7 @@ class Nemesis:
     def _note(self, target: str, owner: bool = False, orphans: frozenset[int] = frozenset()) -> None:
         self.history.append(Strike(target, time.time(), owner, orphans))
 
-    def _idlechildren(self) -> list[int]:
+    def _idle(self) -> list[int]:
         return [pid for worker in self.site.workers() for pid in children(worker)]
 
     @staticmethod
