@@ -22,7 +22,7 @@ from core.services import keys, tenants
 from core.storage.s3 import S3Store
 from core.wiring import Parts, configure_logging
 from migrations.__main__ import migrate
-from tests.live import Live, running
+from tests.live import Live, free_ports, running
 from tests.tiny import build_tiny
 from worker.prepare.folder import Facts
 
@@ -39,6 +39,11 @@ class Rings:
 
 def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("ATTUNE_", "OPENAI_"))}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The engine's tests come first: they compute, and late in a run the process is large and slow to look through."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/worker/train/"))
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +177,7 @@ def live(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tiny
     """One stack for the whole run, flows and SDKs alike."""
     env = plain_environment() | servers
     env |= {"ATTUNE_DATABASE_URL": fresh_database(servers, "live"), "ATTUNE_S3_BUCKET": "live"}
+    env |= {"ATTUNE_METRICS_PORT": str(free_ports(4))}
     with running(tmp_path_factory.mktemp("live") / "home", env, tiny) as stack:
         yield stack
 

@@ -3,8 +3,10 @@
 The fixture ``live`` is in ``tests/conftest.py``: flows and SDKs share one stack in a run.
 """
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -42,6 +44,19 @@ _SHORT = {
 }
 
 
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    for first in range(21000, 32000, count):
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(contextlib.closing(socket.socket())).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no free ports")
+
+
 def short_leases() -> dict[str, str]:
     return dict(_SHORT)
 
@@ -66,7 +81,7 @@ class Live:
         record = json.loads((self.home / "run" / "status.json").read_text())
         return {process["name"]: process["pid"] for process in record["processes"]}
 
-    def register(self, name: str, source: str, seconds: float = 60, **more: Any) -> None:
+    def register(self, name: str, source: str, seconds: float = 180, **more: Any) -> None:
         answer = self.admin("POST", "models", json={"name": name, "source": source, **more})
         assert answer.get("status") == "registering", answer
         self.until(lambda: self.admin("GET", f"models/{name}")["status"] != "registering", seconds, f"{name} is ready")

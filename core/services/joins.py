@@ -103,6 +103,8 @@ def clear(sessions: Sessions, store: Store, settings: Settings, upload_id: str |
         query = query.where(Upload.id == upload_id)
     with transaction(sessions) as session:
         found = session.execute(query).all()
+    if not found:
+        return 0
     # What a join left behind that was given up; its file never had these bytes.
     for upload, item in {(upload, item) for _, upload, item in found if item and item.status == ItemStatus.FAILED}:
         assert upload.file_id is not None
