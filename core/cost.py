@@ -12,10 +12,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from core.options import LOW_RANK, OWN_WEIGHTS, Adapter
+from core.options import LOW_RANK, OWN_WEIGHTS, Adapter, Precision
 from core.resolved import Resolved
 
-_BYTES = {"fp32": 4, "bf16": 2}
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_HELD = {"fp32": 4, "bf16": 2, "fp16": 4}
+"""Bytes of a number that is computed, and of one of the base model's weights, by precision."""
 
 
 class _Record(BaseModel):
@@ -84,8 +86,9 @@ class Trained(NamedTuple):
 class Machine(_Record):
     """What a train worker measured of itself when it started (``worker/train/measure.py``), for one of its slots."""
 
-    flops: dict[Literal["fp32", "bf16"], float]
-    """Multiplications and additions a second in a matrix product of a few hundred tokens, by precision."""
+    flops: dict[Precision, float]
+    """Multiplications and additions a second in a matrix product of a few hundred tokens, by each precision that it
+    has instructions for."""
     bytes_per_second: float
     """Read and written, in one pass over numbers that are in no cache."""
     op_seconds: float
@@ -123,7 +126,7 @@ class Plan(_Record):
     batch_size: int
     micro_batch_size: int
     max_length: int
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     gradient_checkpointing: bool = False
     evaluations: int = 0
     scorings: int = 0
@@ -279,7 +282,7 @@ def micro_batch(shape: Shape, plan: Plan, batch: Micro, machine: Machine, *, bac
     operations = shape.layers * _LAYER_OPERATIONS + adapter.matrices * _ADAPTER_OPERATIONS
     return Terms(
         products=products * 2 * shape.body * tokens / rate,
-        streams=streams * width / machine.bytes_per_second,
+        streams=streams * _HELD[plan.precision] / machine.bytes_per_second,
         adapters=(passes + 1 if backward else 1) * 2 * _multiplied(plan, adapter) * tokens / rate,
         elements=passes
         * (_numbers(shape, adapter) * tokens * width + 4 * _pairs(shape, batch.rows, batch.width))
@@ -399,9 +402,9 @@ def memory(shape: Shape, plan: Plan, longest: int, machine: Machine) -> Memory:
 def _weights(shape: Shape, plan: Plan) -> float:
     if plan.adapter == "qlora":
         # Four bits and their scales; embeddings and head stay as they are.
-        return 0.55 * shape.body + _BYTES[plan.precision] * (shape.parameters - shape.body)
+        return 0.55 * shape.body + _HELD[plan.precision] * (shape.parameters - shape.body)
     # What is trained is in float32 whatever it computes in.
-    return shape.parameters * (4 if plan.adapter == "full" else _BYTES[plan.precision])
+    return shape.parameters * (4 if plan.adapter == "full" else _HELD[plan.precision])
 
 
 class Cost(NamedTuple):
@@ -427,7 +430,7 @@ def of(shape: Shape, plan: Plan, sample: Sample, machine: Machine, valid: Sample
     written = 4 * shape.parameters + 8 * adapter if plan.own_weights else 12 * adapter
     fixed = (
         _BEGIN
-        + shape.parameters * _BYTES[plan.precision] / _READ
+        + shape.parameters * _HELD[plan.precision] / _READ
         + _saves(plan, one) * (_SAVE + written / _WRITE)
         + _END
         + (4 * (shape.parameters if plan.own_weights else adapter) + _TOKENIZER * shape.vocab_size) / _HASHED

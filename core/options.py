@@ -18,6 +18,7 @@ from core.formats.report import Form
 
 Auto = Literal["auto"]
 Adapter = Literal["lora", "qlora", "full", "layers", "ia3", "prompt", "prefix", "peft"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Loss = Literal["sigmoid", "ipo", "hinge", "simpo", "orpo", "kto"]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -182,7 +183,7 @@ class JobOptions(Table):
         "auto", description='an integer of at least 8 or "auto"'
     )
     packing: Auto | bool = Field("auto", description='true, false or "auto"')
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field("auto", description="one of fp32, bf16, fp16, auto")
+    precision: Auto | Precision = Field("auto", description="one of fp32, bf16, fp16, auto")
     gradient_checkpointing: Auto | bool = Field("auto", description='true, false or "auto"')
     head_gradient: Literal["exact", "filtered"] = Field("exact", description="exact or filtered")
     chat_template: Annotated[str, Field(min_length=1, max_length=65536)] = Field(
@@ -415,7 +416,6 @@ _FOR_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 # What this release's engine honours. An option that is not named here must have one of the listed values
 # (its default, mostly): everything else is refused at creation, so that nothing is ever ignored in silence.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
-    "precision": ("fp32", "bf16", "auto"),
     "resources.devices": (1,),
 }
 

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from core.formats.report import Format
-from core.options import Adapter, Loss, Table
+from core.options import Adapter, Loss, Precision, Table
 
 
 class ResolvedLora(Table):
@@ -129,7 +129,7 @@ class Resolved(Table):
     gradient_accumulation_steps: int
     max_length: int
     packing: bool
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     gradient_checkpointing: bool
     head_gradient: Literal["exact", "filtered"]
     init_from: str | None = None

@@ -132,7 +132,8 @@ class TrainSpec(_Strict):
     """A micro-batch's rows go through the layers one after another in one sequence, without seeing each other."""
     max_length: int
     optim: OptimSpec
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """fp16: float32 weights, matrix products in float16, and a scale that keeps gradients in its range."""
     gradient_checkpointing: bool = False
     head_gradient: Literal["exact", "filtered"] = "exact"
     outputs: list[Literal["adapter", "merged"]] = ["adapter"]

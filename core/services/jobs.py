@@ -116,6 +116,12 @@ def _check_room(session: Session, base: BaseModel, chosen: JobOptions) -> None:
             param="ext.adapter",
             code="no_worker_fits",
         )
+    if chosen.precision == "fp16" and not workers.half(session):
+        raise BadRequest(
+            "ext.precision: fp16 needs a device that computes in it, and no registered worker's does.",
+            param="ext.precision",
+            code="no_worker_fits",
+        )
     parameters = (base.facts or {}).get("parameters")
     room = workers.largest_room(session)
     if parameters is None or room is None:

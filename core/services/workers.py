@@ -66,6 +66,12 @@ def four_bits(session: Session) -> bool:
     return not machines or any(machine is None or machine.get("four_bits", True) for machine in machines)
 
 
+def half(session: Session) -> bool:
+    """Whether a registered train worker computes in float16; one that has not measured itself might."""
+    machines = session.scalars(select(Worker.machine).where(Worker.kind == "train")).all()
+    return not machines or any(machine is None or "fp16" in machine["flops"] for machine in machines)
+
+
 def forget_old(session: Session) -> None:
     session.execute(delete(Worker).where(Worker.last_seen_at < clock.now() - _FORGOTTEN_AFTER))
 

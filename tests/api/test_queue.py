@@ -163,3 +163,16 @@ def test_qlora_is_refused_where_no_device_can_do_four_bits(parts: Parts, account
     assert create(account, training_file=file_id).status_code == 200
     worker(parts, id="worker_b", name="other", machine=machine.model_dump() | {"four_bits": True})
     assert create(account, training_file=file_id, ext={"adapter": "qlora"}, seed=1).status_code == 200
+
+
+def test_fp16_is_refused_where_no_device_computes_in_it(parts: Parts, account: Account) -> None:
+    machine = Machine(flops={"fp32": 1e11}, bytes_per_second=1e10, op_seconds=1e-5, resident_bytes=1)
+    file_id = upload(account)
+    worker(parts, machine=machine.model_dump())
+    refused = create(account, training_file=file_id, ext={"precision": "fp16"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "no_worker_fits"
+    assert refused.json()["error"]["param"] == "ext.precision"
+    assert create(account, training_file=file_id, ext={"precision": "bf16"}).status_code == 200
+    worker(parts, id="worker_b", name="other", machine=machine.model_dump() | {"flops": {"fp32": 1e11, "fp16": 4e11}})
+    assert create(account, training_file=file_id, ext={"precision": "fp16"}, seed=1).status_code == 200

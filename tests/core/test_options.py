@@ -106,7 +106,7 @@ GOOD = [
     ("max_length", [8, "auto"]),
     ("packing", [False, True, "auto"]),
     ("head_gradient", ["exact", "filtered"]),
-    ("precision", ["fp32", "bf16"]),
+    ("precision", ["fp32", "bf16", "fp16"]),
     ("gradient_checkpointing", [True, False]),
     ("chat_template", ["{{ messages }}"]),
     ("data.over_length", ["error", "truncate"]),
@@ -263,7 +263,6 @@ def test_bad_hyperparameters_are_named(name: str, value: Any) -> None:
 
 
 UNSUPPORTED = [
-    ("precision", "fp16"),
     ("resources.devices", 2),
 ]
 

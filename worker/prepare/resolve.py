@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core.formats.report import Format
-from core.options import LOW_RANK, OWN_WEIGHTS, Hyperparameters, JobOptions
+from core.options import LOW_RANK, OWN_WEIGHTS, Hyperparameters, JobOptions, Precision
 from core.resolved import (
     Kept,
     Resolved,
@@ -412,13 +412,14 @@ def _prompt_loss_weight(options: JobOptions, sizes: Sizes, reason: Reason) -> fl
     return weight
 
 
-def _precision(options: JobOptions, fast_bf16: bool, reason: Reason, warn: Warn) -> Literal["fp32", "bf16"]:
+def _precision(options: JobOptions, fast_bf16: bool, reason: Reason, warn: Warn) -> Precision:
+    """``auto`` never takes fp16: where gradients are kept from leaving its range, bf16 or fp32 has no such range."""
     if options.precision == "bf16":
         if not fast_bf16:
             warn("precision bf16: the processors that train this job compute many times slower in it than in fp32")
         return "bf16"
-    if options.precision == "fp32":
-        return "fp32"
+    if options.precision != "auto":
+        return options.precision
     if fast_bf16:
         reason("precision", "bf16", "the accelerator computes in it")
         return "bf16"

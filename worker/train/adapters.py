@@ -18,6 +18,7 @@ from peft import (
     get_peft_model,
 )
 from torch import nn
+from torch.amp import GradScaler
 from transformers import PreTrainedModel
 
 from worker.folder import TrainSpec
@@ -50,7 +51,9 @@ def attach(base: Base, spec: TrainSpec) -> Model:
         raise Refused("trainable_head", "A head that is trained needs its own gradient whole.", "head_gradient")
     if spec.packing:
         load.check_packing(network)
-    return Model(network, peft, found, trainable, device(), mixed=peft is None and base.dtype == torch.bfloat16)
+    half, where = base.dtype == torch.float16, device()
+    mixed = base.dtype if half or (peft is None and base.dtype == torch.bfloat16) else None
+    return Model(network, peft, found, trainable, where, mixed, GradScaler(where.type, enabled=half))
 
 
 def begin_from(model: Model, folder: Path, name: str) -> None:

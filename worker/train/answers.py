@@ -39,7 +39,7 @@ class Answerer:
             without = model.peft.disable_adapter()
         model.module.eval()
         try:
-            with without, torch.autocast(model.device.type, torch.bfloat16, enabled=model.mixed):
+            with without, model.computing:
                 return [self._answer(model, prompt, look) for prompt in self._prompts]
         finally:
             model.module.train(training)

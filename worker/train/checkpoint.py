@@ -50,6 +50,8 @@ class Progress(BaseModel):
     seconds: float = 0.0
     metrics: dict[str, float | None] = {}
     """The last step's and the last evaluation's."""
+    overflows: int = 0
+    """Gradients that left float16's range and were thrown away"""
     best: Best = Best()
     """Kept with early stopping only"""
 
@@ -65,6 +67,8 @@ class State(BaseModel):
     config_sha256: str
     fingerprint: dict[str, str]
     rng: dict[str, list[int]]
+    scaler: dict[str, int | float] = {}
+    """Of float16's gradients"""
 
 
 def config_sha256(spec: TrainSpec, data: dict[str, str]) -> str:
@@ -176,6 +180,8 @@ def load(folder: Path, model: Model, optimizer: Optimizer, config: str) -> State
             "checkpoint_mismatch", f"The checkpoint {folder.name} is of another adapter."
         ) from error
     set_random_state(model, state.rng)
+    if model.scaler.is_enabled():
+        model.scaler.load_state_dict(state.scaler)
     return state
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from core.cost import FIND_APART as APART
 from core.cost import FIND_ROWS as ROWS
 from core.cost import FIND_STEPS as STEPS
 from worker.folder import TrainSpec
-from worker.train import checkpoint, optimizers
+from worker.train import checkpoint, optimizers, scaling
 from worker.train.batches import Order
 from worker.train.model import Model
 from worker.train.objective import Objective
@@ -62,7 +64,7 @@ def find(
 ) -> Found:
     """``look`` is called before each micro-batch; it may raise. Model and random state are as before in any case."""
     began, rng = time.perf_counter(), checkpoint.random_state(model)
-    kept = {name: p.detach().clone() for name, p in model.trainable.items()}
+    kept, scale = {name: p.detach().clone() for name, p in model.trainable.items()}, model.scaler.state_dict()
     try:
         return _climb(spec, model, objective, ranks, look, began)
     finally:
@@ -71,6 +73,8 @@ def find(
                 p.copy_(kept[name])
                 p.grad = None
         checkpoint.set_random_state(model, rng)
+        if model.scaler.is_enabled():
+            model.scaler.load_state_dict(scale)
 
 
 def rates(spec: TrainSpec) -> list[float]:
@@ -88,12 +92,12 @@ def _climb(
     for rate in rates(spec):
         chosen = next(steps)
         model.module.train()
-        whole = objective.begin(model, chosen, ranks)
-        for micro_batch in objective.cut(ranks.share(chosen)):
-            look()
-            objective.backward(model, micro_batch, whole)
-        gradients = ranks.gradients(model.trainable.values())
-        ranks.sum_(gradients)
+        gradients = _gradients(model, optimizer, objective, chosen, ranks, look)
+        # At half the scale as long as float16 overflows; where it does at any, the test has seen enough.
+        while gradients is None and model.scaler.get_scale() >= 1:
+            gradients = _gradients(model, optimizer, objective, chosen, ranks, look)
+        if gradients is None:
+            break
         optimizers.clip(gradients, spec.optim.max_grad_norm)
         optimizers.set_learning_rate(optimizer, rate)
         optimizer.step()
@@ -106,6 +110,25 @@ def _climb(
         if loss > _RISEN * before:
             break
     return Found(choose(before, points), before, points, tokens, time.perf_counter() - began)
+
+
+def _gradients(
+    model: Model,
+    optimizer: Optimizer,
+    objective: Objective,
+    chosen: list[int],
+    ranks: Ranks,
+    look: Callable[[], None],
+) -> list[Tensor] | None:
+    """None: they have overflown."""
+    optimizer.zero_grad(set_to_none=True)
+    whole = objective.begin(model, chosen, ranks)
+    for micro_batch in objective.cut(ranks.share(chosen)):
+        look()
+        objective.backward(model, micro_batch, whole)
+    gradients = ranks.gradients(model.trainable.values())
+    ranks.sum_(gradients)
+    return gradients if scaling.fits(model, optimizer) else None
 
 
 def choose(before: float, points: Sequence[Point]) -> float | None:

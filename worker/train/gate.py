@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,8 @@ Golden = list[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def golden(model: Model, rows: Rows) -> Golden:
-    """The beginnings of some rows."""
+    """The beginnings of some rows, in the precision that the weights are written in."""
+    model = replace(model, mixed=None)
     model.module.eval()
     found = []
     for i in range(min(ROWS, len(rows))):

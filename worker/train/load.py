@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from worker.train.faults import Refused
 from worker.train.loss import Head
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device() -> torch.device:
@@ -22,7 +22,8 @@ def device() -> torch.device:
 class Base:
     path: Path
     dtype: torch.dtype
-    """What it computes in; where its own weights are trained, they are float32 all the same."""
+    """What it computes in. Its weights are float32 all the same where they are trained, and with float16, whose range
+    is too small for all that lies between the layers."""
     network: PreTrainedModel
     quantised: bool = False
 
@@ -53,7 +54,7 @@ def load_base(path: Path, dtype: torch.dtype, quantised: bool = False) -> Base:
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
-        dtype=dtype,
+        dtype=torch.float32 if dtype == torch.float16 else dtype,
         attn_implementation="sdpa",
         quantization_config=_four_bits(dtype) if quantised else None,
     )

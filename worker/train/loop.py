@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worker.folder import STOP, OptimSpec, TrainSpec
-from worker.train import checkpoint, find, optimizers, preference, schedule
+from worker.train import checkpoint, find, optimizers, preference, scaling, schedule
 from worker.train.answers import Answerer
 from worker.train.batches import Order, Rows
 from worker.train.best import Keeper
@@ -92,20 +92,7 @@ class Run:
                 self.stop_reason = "early_stopped"
                 break
             began = time.perf_counter()
-            rng = checkpoint.random_state(model)
-            whole = self.objective.begin(model, chosen, self.ranks)
-            told = torch.zeros(self.objective.told, dtype=torch.float64, device=model.device)
-            for micro_batch in self.objective.cut(self.ranks.share(chosen)):
-                if self.ranks.size == 1 and self.draining():
-                    # The step is given up, so the job goes back as it was after the step before.
-                    checkpoint.set_random_state(model, rng)
-                    self._hand_back()
-                told += self.objective.backward(model, micro_batch, whole)
-            gradients = self.ranks.gradients(model.trainable.values())
-            self.ranks.sum_([told, *gradients])
-
-            grad_norm = optimizers.clip(gradients, spec.optim.max_grad_norm)
-            measured = self.objective.metrics(told, whole)
+            measured, grad_norm = self._gradient(step, chosen)
             _refuse_not_finite(step, measured["loss"], grad_norm)
             learning_rate = schedule.learning_rate(optim, step, spec.total_steps)
             optimizers.set_learning_rate(self.optimizer, learning_rate)
@@ -134,6 +121,28 @@ class Run:
         if self.best is not None and progress.best.step not in (None, progress.step):
             self.best.restore()
         return progress
+
+    def _gradient(self, step: int, chosen: list[int]) -> tuple[dict[str, float | None], float]:
+        """The step's metrics, and the norm of its gradient before it was clipped."""
+        model = self.model
+        rng = checkpoint.random_state(model)
+        while True:
+            whole = self.objective.begin(model, chosen, self.ranks)
+            told = torch.zeros(self.objective.told, dtype=torch.float64, device=model.device)
+            for micro_batch in self.objective.cut(self.ranks.share(chosen)):
+                if self.ranks.size == 1 and self.draining():
+                    # The step is given up, so the job goes back as it was after the step before.
+                    checkpoint.set_random_state(model, rng)
+                    self._hand_back()
+                told += self.objective.backward(model, micro_batch, whole)
+            gradients = self.ranks.gradients(model.trainable.values())
+            self.ranks.sum_([told, *gradients])
+            measured = self.objective.metrics(told, whole)
+            if scaling.fits(model, self.optimizer):
+                return measured, optimizers.clip(gradients, self.spec.optim.max_grad_norm)
+            self.progress.overflows += 1
+            scaling.overflown(model, self.events, step, measured["loss"])
+            checkpoint.set_random_state(model, rng)
 
     @property
     def _epoch(self) -> float:
@@ -259,6 +268,7 @@ class Run:
                     config_sha256=self.config,
                     fingerprint=self.fingerprint,
                     rng=checkpoint.random_state(self.model),
+                    scaler=self.model.scaler.state_dict(),
                 ),
                 reference=self._reference_scores(),
                 best=self.best.weights if self.best and self.progress.best.step != step else None,

@@ -6,26 +6,30 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from core.cost import Machine
+from core.options import Precision
 from worker.train.load import DTYPES, device
 
 _TOKENS, _INPUTS, _OUTPUTS = 256, 640, 2048
 """Of a matrix product as layers have them: rows of a few hundred tokens, a width of some hundred channels."""
 _STREAMED = 128 * 1024 * 1024
 _SECONDS = 0.1
+_HALF = {"avx512_fp16", "amx_fp16", "asimdhp"}
+"""A processor's flags that tell of float16: x86's and ARM's."""
 
 
 def machine() -> Machine:
     where = device()
     resident = _resident(where)
-    flops: dict[Literal["fp32", "bf16"], float] = {"fp32": _flops(where, "fp32")}
+    flops: dict[Precision, float] = {"fp32": _flops(where, "fp32")}
     if where.type == "cuda":
         flops["bf16"] = _flops(where, "bf16")
+    if _half(where):
+        flops["fp16"] = _flops(where, "fp16")
     return Machine(
         flops=flops,
         bytes_per_second=_bandwidth(where),
@@ -42,7 +46,15 @@ def _four_bits(where: torch.device) -> bool:
     return where.type == "cpu" or (where.type == "cuda" and torch.cuda.get_device_capability(where) >= (6, 0))
 
 
-def _flops(where: torch.device, precision: Literal["fp32", "bf16"]) -> float:
+def _half(where: torch.device) -> bool:
+    """Whether the device has instructions for float16; a processor without them takes many times as long in it."""
+    if where.type == "cuda":
+        return True
+    info = Path("/proc/cpuinfo")
+    return info.exists() and not _HALF.isdisjoint(info.read_text().split())
+
+
+def _flops(where: torch.device, precision: Precision) -> float:
     left = torch.randn(_TOKENS, _INPUTS, device=where).to(DTYPES[precision])
     right = torch.randn(_OUTPUTS, _INPUTS, device=where).to(DTYPES[precision])
     out = torch.empty(_TOKENS, _OUTPUTS, device=where, dtype=DTYPES[precision])

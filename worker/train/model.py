@@ -1,11 +1,13 @@
 """What is trained and how it is asked: a network, its head, and the adapter on it where there is one."""
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from peft import PeftModel, PeftType
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from transformers import PreTrainedModel
 
 from worker.train.loss import Head
@@ -20,8 +22,10 @@ class Model:
     head: Head
     trainable: dict[str, nn.Parameter]
     device: torch.device
-    mixed: bool = False
-    """Float32 weights, computed with in bfloat16."""
+    mixed: torch.dtype | None = None
+    """What float32 weights are computed with in, where it is another: bfloat16 or float16."""
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
+    """Of float16: keeps small gradients out of the zeros of its range. Elsewhere it does nothing."""
 
     @property
     def module(self) -> nn.Module:
@@ -39,10 +43,15 @@ class Model:
     def vocabulary(self) -> int:
         return len(self.head.weight)
 
+    @property
+    def computing(self) -> AbstractContextManager[object]:
+        """Around a forward pass: matrix products in what the job computes in."""
+        return nullcontext() if self.mixed is None else torch.autocast(self.device.type, self.mixed)
+
     def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """The last layer's output [rows, tokens, width]. No attention mask: padding is at the end, and packed rows are
         told apart by ``position_ids`` (``MicroBatch``)."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+        with self.computing:
             output = self._hidden(input_ids, position_ids)
         return output.to(self.head.weight.dtype)
 

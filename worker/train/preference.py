@@ -82,7 +82,7 @@ class Preference:
 
     def backward(self, model: Model, batch: MicroBatch, step: Step) -> Tensor:
         share, told = self._share(model, batch, step)
-        share.backward()  # type: ignore[no-untyped-call]
+        model.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
         return told
 
     def measure(self, model: Model, batch: MicroBatch, step: Step) -> Tensor:

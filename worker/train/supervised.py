@@ -39,5 +39,5 @@ class Supervised(Batches):
 def backward(model: Model, batch: MicroBatch, weight: float) -> Tensor:
     """``weight`` is Σ w of the whole step, all ranks. Returns what is told (:func:`worker.train.loss.sums`)."""
     total, told = loss.sums(model.hidden(batch.input_ids, batch.position_ids), model.head, batch)
-    (total / weight).backward()  # type: ignore[no-untyped-call]
+    model.scaler.scale(total / weight).backward()  # type: ignore[no-untyped-call]
     return told

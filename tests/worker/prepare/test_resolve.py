@@ -195,6 +195,7 @@ def test_max_length(given: Any, context: int, longest: int, length: int) -> None
         ("fp32", True, "fp32", False),
         ("bf16", False, "bf16", True),
         ("bf16", True, "bf16", False),
+        ("fp16", False, "fp16", False),
     ],
 )
 def test_precision(facts: Facts, given: str, fast: bool, precision: str, warns: bool) -> None:

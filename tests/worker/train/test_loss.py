@@ -67,7 +67,7 @@ def move(model: Model) -> None:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in model.trainable.values():
-            p += 0.05 * torch.randn(p.shape, generator=generator)
+            p += 0.05 * torch.randn(p.shape, generator=generator).to(p.device)
 
 
 @pytest.mark.parametrize("prompt_loss_weight", [0.0, 0.1, 1.0])

@@ -108,7 +108,7 @@ def move(model: Model) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.trainable.values():
-            p += 0.05 * torch.randn(p.shape, generator=generator)
+            p += 0.05 * torch.randn(p.shape, generator=generator).to(p.device)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 2e-6)], ids=str)
