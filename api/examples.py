@@ -171,6 +171,16 @@ OBJECTS: dict[str, Json] = {
             "attempts": [
                 {"n": 1, "started": 1767225650, "ended": None, "why": None, "resumed_from_step": 0},
             ],
+            "diagnosis": [
+                {
+                    "code": "overfitting",
+                    "message": "From step 20 on (epoch 0.5) the validation loss rises, from 1.21 to 1.34, while the "
+                    "training loss falls: the model learns its rows by heart.",
+                    "evidence": {"from_step": 20, "least_valid_loss": 1.21, "last_valid_loss": 1.34, "step": 40},
+                    "advice": "Use fewer epochs: about 0.5, or early_stopping; more data helps more.",
+                }
+            ],
+            "best_checkpoint": {"id": "ftckpt_abc123", "step": 20, "valid_loss": 1.21},
             "stop_reason": None,
             "usage": {"tokens": 81920, "steps": 40, "accelerator_seconds": 61.5},
             "base_model": "gemma-3-270m",

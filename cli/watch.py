@@ -26,6 +26,8 @@ class View:
     loss: float | None
     tokens_per_second: float | None
     seconds_left: float | None
+    seen: str | None
+    """The first of its findings, by its code"""
 
     @classmethod
     def of(cls, job: dict[str, Any], loss: float | None) -> "View":
@@ -38,12 +40,14 @@ class View:
             loss=progress.get("train_loss", loss),
             tokens_per_second=progress.get("tokens_per_second"),
             seconds_left=progress.get("seconds_remaining"),
+            seen=next((finding["code"].replace("_", " ") for finding in ext.get("diagnosis") or []), None),
         )
 
     def facts(self) -> str:
         words = [f"loss {self.loss:.4f}" if self.loss is not None else ""]
         words.append(f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else "")
         words.append(f"{output.duration(self.seconds_left)} left" if self.seconds_left is not None else "")
+        words.append(self.seen or "")
         return "  ".join(filter(None, words))
 
 

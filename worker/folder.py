@@ -168,7 +168,8 @@ class TrainSpec(_Strict):
 class Event(BaseModel):
     """A line of events.jsonl: ``v``, ``type``, ``t`` (Unix seconds), and the fields of its type.
 
-    started     total_steps, trainable_parameters, parameters, device, resumed_from_step (0: fresh)
+    started     total_steps, trainable_parameters, parameters, device, resumed_from_step (0: fresh), rows, duplicates,
+                valid_rows, shared (worker/train/observe.py)
     phase       phase: training | evaluating | saving
     step        step, epoch (float), train_loss (weighted by prompt_loss_weight), completion_loss,
                 train_accuracy (completion tokens), learning_rate, grad_norm, tokens,
@@ -176,14 +177,15 @@ class Event(BaseModel):
     eval        step, valid_loss, valid_completion_loss, valid_accuracy, tokens, seconds
                 method dpo: train_accuracy is the share of pairs told apart, and there are also reward_chosen,
                 reward_rejected, reward_margin (valid_reward_margin in eval)
-    checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics
+    checkpoint  step, epoch, path (relative to DIR), kind: epoch | recovery, metrics, good_step (the newest checkpoint
+                that the loss has shown to be good; 0: none yet)
     found       learning_rate (None: the loss fell at none), used, before (the loss before the first step), points
                 [[rate, loss], …], tokens, seconds: what was looked for at the start of a run with ``optim.find``
     answers     step, by (base | model), answers: [{prompt, answer, tokens, ended}]
     message     level: info | warn | error, message, data
     done        artifact (relative path), steps, tokens, trained_tokens, metrics, stop_reason (None: all steps were
                 done; else a phase of a succeeded job, ``stopped_by_user`` say), best_step (the evaluation whose
-                weights the artifact has; None: the last step's)
+                weights the artifact has; None: the last step's), learned (worker/train/observe.py)
     error       code, message, param: a fault the user can act on; the child then exits with status 3. Of a run that
                 diverged also good_step: the newest checkpoint from before (0: there is none)
     """

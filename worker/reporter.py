@@ -16,7 +16,7 @@ from core import telemetry
 from core.db.tables import Job
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import events, limits, runs
+from core.services import diagnoses, events, limits, progress, runs
 from core.services.limits import Reached
 from core.states import Phase
 from core.storage import store as layout
@@ -104,22 +104,27 @@ class Reporter:
         match line["type"]:
             case "step":
                 with self._fenced() as (session, job):
-                    runs.steps(session, job, batch, self._total)
+                    progress.steps(session, job, batch, self._total)
+                    diagnoses.step(session, job)
                     self._keep_to_limits(session, job)
                 telemetry.steps.inc(len(batch))
                 telemetry.tokens.inc(sum(step["tokens"] for step in batch))
                 telemetry.step_seconds.inc(sum(step["seconds"] for step in batch))
                 telemetry.tokens_per_second.set(batch[-1]["tokens_per_second"])
+            case "started":
+                with self._fenced() as (session, job):
+                    diagnoses.begin(session, job, line)
             case "eval":
                 with self._fenced() as (session, job):
-                    runs.evaluated(session, job, line, self._total)
+                    progress.evaluated(session, job, line, self._total)
+                    diagnoses.look(session, job)
                     self._keep_to_limits(session, job)
             case "found":
                 with self._fenced() as (session, job):
-                    runs.rate_found(session, job, line)
+                    progress.rate_found(session, job, line)
             case "answers":
                 with self._fenced() as (session, job):
-                    runs.answered(session, job, line)
+                    progress.answered(session, job, line)
             case "phase":
                 with self._fenced() as (_, job):
                     runs.phase(job, _PHASES[line["phase"]])
@@ -152,7 +157,8 @@ class Reporter:
                 events.append(session, job, message, level="warn", data={"step": line["step"]})
             return
         with self._fenced() as (session, job):
-            gone = runs.checkpointed(session, job, line, prefix, manifest, sha256)
+            gone = progress.checkpointed(session, job, line, prefix, manifest, sha256)
+            diagnoses.look(session, job)
         # It is in the store now: a long run must not fill this machine's disk with what nobody reads.
         self._remove(line)
         try:

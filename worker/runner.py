@@ -22,7 +22,7 @@ from core.errors import JobError, LostAuthority
 from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import checkpoints, runs
+from core.services import checkpoints, diagnoses, runs
 from core.states import ItemKind, Phase, Status, Wish
 from core.storage import store as layout
 from core.wiring import Parts
@@ -233,7 +233,7 @@ class Runner:
             error = reporter.error
             if error["code"] == "out_of_memory" and self._with_less_memory(claim, "ran out of memory"):
                 return
-            raise JobError(error["message"], code=error["code"], param=error.get("param"))
+            self._refused(claim, error)
         elif status == 0 and reporter.done is not None:
             self._publish(claim, folder, reporter.done)
         elif status == EXIT_DRAINED or self.draining.is_set() or lease.wish == Wish.PAUSE:
@@ -258,6 +258,20 @@ class Runner:
                 f"The trainer ended unexpectedly with status {status}: {_last_words(self.slot.folder)}",
                 code="trainer_failed",
             )
+
+    def _refused(self, claim: Claim, error: dict[str, Any]) -> None:
+        """The trainer has ended with a fault of the user's; one that diverged names its last good checkpoint."""
+        message, good = error["message"], error.get("good_step", 0)
+        with self._job(claim) as (session, job):
+            kept = good > 0 and checkpoints.show(session, job.id, good)
+            diagnoses.end(session, job, error)
+            if good and not kept and self.draining.is_set():
+                # There was no time to upload it: the next worker comes to the same end, and keeps it.
+                runs.handed_back(session, job, "it was drained")
+                return
+        if kept:
+            message += f" The checkpoint of step {good}, from before, is kept."
+        raise JobError(message, code=error["code"], param=error.get("param"))
 
     def _with_less_memory(self, claim: Claim, what: str) -> bool:
         with self._job(claim) as (session, job):
@@ -285,6 +299,7 @@ class Runner:
                 # Cancelling wins every race: a job that was asked to stop never succeeds.
                 runs.cancelled(session, job)
             else:
+                diagnoses.end(session, job, done)
                 runs.succeeded(session, job, prefix=prefix, manifest=manifest, results=results, line=done)
         log.info("job.finished", job_id=claim.id)
 

@@ -1,7 +1,7 @@
 """Checkpoints on their way into the store while training and reporting go on: a queue and its thread.
 
 A store or database that is away for a while costs nothing but time: the upload is tried again until it is there, and of
-recovery points that pile up meanwhile only the newest counts.
+recovery points that pile up meanwhile only the newest counts, and the last that is known to be good.
 """
 
 import threading
@@ -42,8 +42,9 @@ class Uploader:
 
     def add(self, line: Line) -> None:
         with self._changed:
-            passed = [old for old in self._waiting if old["kind"] == "recovery"]
-            self._waiting = [*(old for old in self._waiting if old["kind"] != "recovery"), line]
+            # The last good one stays: it is what the user gets if the run diverges.
+            passed = [o for o in self._waiting if o["kind"] == "recovery" and o["step"] != line.get("good_step")]
+            self._waiting = [*(old for old in self._waiting if old not in passed), line]
             self._changed.notify_all()
         for old in passed:
             log.info("checkpoint.skipped", step=old["step"])

@@ -226,6 +226,9 @@ class Job(Leased, Table):
     trained_tokens: Mapped[int | None]
     event_count: Mapped[int] = mapped_column(server_default="0")
     """Number of the newest event. Numbers are given under this row's lock, so they have no gaps."""
+    diagnosis: Mapped[Json | None]
+    """{"facts", "findings", "told", "step"}: what the run's measurements say (``core/services/diagnoses.py``)"""
+    best_checkpoint: Mapped[Json | None]
     stop_reason: Mapped[str | None]
     """Why it ended before its last step, where it did."""
     last_event_step: Mapped[int] = mapped_column(server_default="0")
@@ -315,6 +318,8 @@ class Metric(Table):
     tokens: Mapped[int]
     trained_tokens: Mapped[int]
     seconds: Mapped[float]
+    adapter_moved: Mapped[float | None]
+    """From where it began, as a share of its length; measured at checkpoints"""
 
 
 class Checkpoint(Table):

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from core import clock
 from core.db.tables import Attempt, Job
+from core.diagnosis import Finding
 from core.schemas.queue import Place
 
 # Any: the free-form parts are checked by core/options, which names every field at fault.
@@ -149,6 +150,10 @@ class JobExt(BaseModel):
     resolved: Json | None
     data: Json | None
     attempts: list[AttemptOut]
+    diagnosis: list[Finding]
+    """What its measurements say, the most important first"""
+    best_checkpoint: Json | None
+    """{id, step, valid_loss}: the least validation loss of those in the list of checkpoints"""
     stop_reason: str | None
     usage: UsageOut
     base_model: str
@@ -220,6 +225,8 @@ def of(job: Job, base_model: str, organization_id: str, attempts: list[Attempt],
             resolved=job.resolved,
             data=job.data,
             attempts=[_attempt(row) for row in attempts],
+            diagnosis=[Finding.model_validate(one) for one in (job.diagnosis or {}).get("findings", [])],
+            best_checkpoint=job.best_checkpoint,
             stop_reason=job.stop_reason,
             usage=UsageOut(
                 tokens=sum(row.tokens for row in attempts),

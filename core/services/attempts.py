@@ -19,6 +19,11 @@ class Log(NamedTuple):
     """What to say when there is no such object."""
 
 
+def present(session: Session, job: Job) -> Attempt:
+    """That of the claim that holds the job now."""
+    return session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.generation == job.generation)).one()
+
+
 def log_of(session: Session, tenant: Tenant, job_id: str, n: int | None) -> Log:
     """Where the trainer's log of this attempt is kept, or of the newest one."""
     job = tenancy.get(session, Job, tenant, job_id)

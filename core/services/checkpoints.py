@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from core import clock
@@ -44,14 +44,16 @@ def keys_of(row: Checkpoint) -> list[str]:
     ]
 
 
-def prune(session: Session, job: Job) -> list[str]:
+def prune(session: Session, job: Job, good_step: int = 0) -> list[str]:
     """Let go of what the job's policy and its next attempt don't need; returns the keys to delete after the commit.
 
-    The two newest are always kept: where one can't be used, the job goes back to the other.
+    The two newest are always kept: where one can't be used, the job goes back to the other. So is ``good_step``'s, the
+    last that is known to be good, until a later one is: those after it may be of a run that diverges.
     """
     rows = newest_first(session, job.id)
     keep = (job.resolved or {}).get("checkpoints", {}).get("keep", KEEP)
-    kept = {row.step for row in rows[:_TO_RESUME]} | _wanted([row for row in rows if row.kind == "epoch"], keep)
+    kept = {good_step, *(row.step for row in rows[:_TO_RESUME])}
+    kept |= _wanted([row for row in rows if row.kind == "epoch"], keep)
     keys: list[str] = []
     for row in rows:
         if row.step in kept or _begun_from(session, row):
@@ -106,6 +108,13 @@ def forget_recovery(session: Session) -> list[str]:
     ).all()
     session.execute(delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in rows])))
     return [key for row in rows for key in keys_of(row)]
+
+
+def show(session: Session, job_id: str, step: int) -> bool:
+    """Into the user's list, whatever it was written for; whether it is there."""
+    mine = update(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step == step)
+    shown = session.execute(mine.where(Checkpoint.deleted_at.is_(None)).values(kind="epoch").returning(Checkpoint.id))
+    return shown.first() is not None
 
 
 def discard(session: Session, job_id: str, step: int) -> None:

@@ -262,6 +262,8 @@ def upgrade() -> None:
         sa.Column("result_files", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
         sa.Column("event_count", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("diagnosis", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
+        sa.Column("best_checkpoint", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True),
         sa.Column("stop_reason", sa.Text(), nullable=True),
         sa.Column("last_event_step", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
@@ -474,6 +476,7 @@ def upgrade() -> None:
         sa.Column("tokens", sa.BigInteger(), nullable=False),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
+        sa.Column("adapter_moved", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_metrics_job_id_jobs")),
         sa.PrimaryKeyConstraint("job_id", "step", name=op.f("pk_metrics")),
     )

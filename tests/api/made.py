@@ -7,7 +7,7 @@ from sqlalchemy import select
 from core.db import tenancy
 from core.db.session import transaction
 from core.db.tables import Job, Metric
-from core.services import moves, runs
+from core.services import moves, progress, runs
 from core.states import Phase, Status
 from core.storage import store as layout
 from core.wiring import Parts
@@ -70,7 +70,7 @@ def checkpointed(parts: Parts, account: Account, job_id: str, step: int) -> str:
     line = {"step": step, "epoch": 1.0, "kind": "epoch", "metrics": {}}
     with transaction(parts.sessions) as session:
         job = tenancy.get(session, Job, account.tenant, job_id, lock=True)
-        runs.checkpointed(session, job, line, prefix, {"files": files}, "b" * 64)
+        progress.checkpointed(session, job, line, prefix, {"files": files}, "b" * 64)
         return f"{runs.model_name(session, job)}:ckpt-step-{step}"
 
 

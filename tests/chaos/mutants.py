@@ -94,7 +94,7 @@ MUTANTS = (
                 'raw = (self._folder / line["path"] / "manifest.json").read_bytes()\n'
                 "            with self._fenced() as (session, job):\n"
                 "                found = orjson.loads(raw)\n"
-                "                runs.checkpointed(session, job, line, prefix, found, publish.sha256(raw))\n"
+                "                progress.checkpointed(session, job, line, prefix, found, publish.sha256(raw))\n"
                 '            publish.folder(self._store, self._folder / line["path"], prefix, look)\n'
                 "            self._remove(line)\n"
                 "            return\n",

@@ -23,7 +23,7 @@ from core import wiring
 from core.config import Settings
 from core.db.session import transaction
 from core.db.tables import BaseModel, Job
-from core.services import base_models, events, runs
+from core.services import base_models, events, progress, runs
 from core.wiring import Parts
 from tests.cli.running import Up, attune, environment, eventually
 
@@ -98,7 +98,7 @@ def step(parts: Parts, job_id: str, number: int, total: int) -> None:
         "tokens_per_second": 150.0,
     }
     with transaction(parts.sessions) as session:
-        runs.steps(session, session.get_one(Job, job_id), [line], total)
+        progress.steps(session, session.get_one(Job, job_id), [line], total)
 
 
 def succeed(parts: Parts, job_id: str, damage: str | None = None) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ WORKERS_SIDE = {
     "joins.py",
     "litter.py",
     "replies.py",
+    "progress.py",
     "runs.py",
     "sweeps.py",
     "token_sets.py",

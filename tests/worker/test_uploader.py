@@ -72,3 +72,17 @@ def test_an_upload_that_has_failed_for_good_is_told() -> None:
     uploader.add(line(1))
     with pytest.raises(ValueError, match="no"):
         until_idle(uploader)
+
+
+def test_the_last_checkpoint_that_is_known_to_be_good_is_not_left_out() -> None:
+    store = Store()
+    uploader = Uploader(store.take, store.skip)
+    uploader.add(line(1))
+    while uploader._waiting:
+        time.sleep(0.01)
+    for n, good in ((2, 1), (3, 2), (4, 2), (5, 2)):
+        uploader.add(line(n) | {"good_step": good})
+    store.open.set()
+    until_idle(uploader)
+    assert (store.taken, store.skipped) == ([1, 2, 5], [3, 4])
+    uploader.abandon()

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from worker.folder import TrainSpec
 from worker.train import manifest, weights
 from worker.train.best import Best
+from worker.train.course import Course
 from worker.train.faults import CheckpointRefused
 from worker.train.model import Model
 
@@ -54,6 +55,7 @@ class Progress(BaseModel):
     """Gradients that left float16's range and were thrown away"""
     best: Best = Best()
     """Kept with early stopping only"""
+    course: Course = Course()
 
 
 class State(BaseModel):

@@ -2,6 +2,7 @@
 
 Stop
 ├── Refused            error event, exit 3
+│   └── Diverged       the same; the event names the last good checkpoint
 ├── CheckpointRefused  error message event, exit 5: another checkpoint may do
 └── Drained            a recovery checkpoint has been written, exit 4
 """
@@ -17,6 +18,12 @@ class Refused(Stop):
         self.code = code
         self.message = message
         self.param = param
+
+
+class Diverged(Refused):
+    def __init__(self, message: str, good_step: int) -> None:
+        super().__init__("diverged", message, "learning_rate")
+        self.good_step = good_step
 
 
 class CheckpointRefused(Stop):

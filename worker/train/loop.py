@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from worker.folder import STOP, OptimSpec, TrainSpec
-from worker.train import checkpoint, find, optimizers, preference, scaling, schedule
+from worker.train import checkpoint, find, observe, optimizers, preference, scaling, schedule
 from worker.train.answers import Answerer
 from worker.train.batches import Order, Rows
 from worker.train.best import Keeper
 from worker.train.checkpoint import Kind, Progress, State
 from worker.train.events import Events
-from worker.train.faults import Drained, Refused
+from worker.train.faults import Diverged, Drained, Refused
 from worker.train.model import Model
 from worker.train.objective import Objective
 from worker.train.preference import Preference
@@ -52,6 +52,7 @@ class Run:
         self.best = (
             None if spec.early_stopping is None or self.judge is None else Keeper(spec.early_stopping, self.model)
         )
+        self.movement = observe.Movement(self.model)
         self.stop_reason: str | None = None
         self.resumed_from = 0
         self.saved_at = 0
@@ -72,6 +73,7 @@ class Run:
             parameters=model.parameters,
             device=str(model.device),
             resumed_from_step=self.resumed_from,
+            **self._facts,
         )
         if spec.preference is not None and spec.preference.loss in preference.WITH_REFERENCE:
             self._refer()
@@ -93,7 +95,9 @@ class Run:
                 break
             began = time.perf_counter()
             measured, grad_norm = self._gradient(step, chosen)
-            _refuse_not_finite(step, measured["loss"], grad_norm)
+            progress.course.look(
+                step, measured["loss"], grad_norm, self.saved_at, spec.batch_size, blows_up=spec.preference is None
+            )
             learning_rate = schedule.learning_rate(optim, step, spec.total_steps)
             optimizers.set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
@@ -120,6 +124,8 @@ class Run:
             self._settle()
         if self.best is not None and progress.best.step not in (None, progress.step):
             self.best.restore()
+        if not observe.finite(self.model):
+            raise self._lost("weights are")
         return progress
 
     def _gradient(self, step: int, chosen: list[int]) -> tuple[dict[str, float | None], float]:
@@ -143,6 +149,17 @@ class Run:
             self.progress.overflows += 1
             scaling.overflown(model, self.events, step, measured["loss"])
             checkpoint.set_random_state(model, rng)
+
+    def _lost(self, what: str) -> Diverged:
+        message = f"The {what} no longer finite after step {self.progress.step}: the run diverged."
+        return Diverged(f"{message} Lower the learning rate.", self.progress.course.good_step)
+
+    @property
+    def _facts(self) -> dict[str, int]:
+        if self.spec.preference is None:
+            return observe.facts(self.rows, self.valid)
+        # The same answer may be in several pairs: that is no duplicate.
+        return {"rows": len(self.objective)} | ({"valid_rows": len(self.judge)} if self.judge else {})
 
     @property
     def _epoch(self) -> float:
@@ -243,12 +260,14 @@ class Run:
         self.model.module.train()
         self.ranks.sum_([told])
         metrics = {f"valid_{name}": value for name, value in self.judge.metrics(told, whole).items()}
+        loss = metrics["valid_loss"]
+        if loss is not None and not math.isfinite(loss):
+            raise self._lost("validation loss is")
         self.progress.metrics |= metrics
         seconds = time.perf_counter() - began
         tokens = self.judge.tokens(chosen)
         self.events.emit("eval", step=self.progress.step, tokens=tokens, seconds=seconds, **metrics)
         self.events.emit("phase", phase="training")
-        loss = metrics["valid_loss"]
         return self.best is not None and self.best.look(
             self.progress.best, self.progress.step, math.nan if loss is None else loss
         )
@@ -257,6 +276,7 @@ class Run:
         step, began = self.progress.step, time.perf_counter()
         path = f"checkpoints/step-{step}"
         if self.ranks.first:
+            self.progress.metrics["adapter_moved"] = self.movement.share()
             checkpoint.save(
                 self.folder / path,
                 self.model,
@@ -278,7 +298,13 @@ class Run:
         if kind == "epoch":
             self.listed_time = self.saved_time
         self.events.emit(
-            "checkpoint", step=step, epoch=self._epoch, path=path, kind=kind, metrics=self.progress.metrics
+            "checkpoint",
+            step=step,
+            epoch=self._epoch,
+            path=path,
+            kind=kind,
+            metrics=self.progress.metrics,
+            good_step=self.progress.course.good_step,
         )
 
     def _hand_back(self) -> None:
@@ -381,15 +407,3 @@ def _scored(one: Objective) -> Preference:
 def _named(measured: dict[str, float | None], prefix: str) -> dict[str, float | None]:
     """Loss and accuracy are told of training and validation; a completion loss or a reward goes by its own name."""
     return {f"{prefix}{name}" if name in ("loss", "accuracy") else name: value for name, value in measured.items()}
-
-
-def _refuse_not_finite(step: int, loss: float | None, grad_norm: float) -> None:
-    assert loss is not None
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    what = "loss" if not math.isfinite(loss) else "gradient"
-    if step == 1:
-        message = f"The {what} is not a finite number at the first step, before anything was learned."
-    else:
-        message = f"The {what} is no longer a finite number at step {step}: the run diverged. Lower the learning rate."
-    raise Refused("diverged", message, "learning_rate")

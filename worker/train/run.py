@@ -6,6 +6,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -13,11 +14,11 @@ from safetensors import SafetensorError
 
 from worker import disk
 from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DISK_FULL, EXIT_DRAINED, EXIT_USER_ERROR, TrainSpec
-from worker.train import artifact
+from worker.train import artifact, observe
 from worker.train.adapters import attach, begin_from
 from worker.train.batches import Rows
 from worker.train.events import Events, Silent
-from worker.train.faults import CheckpointRefused, Drained, Refused
+from worker.train.faults import CheckpointRefused, Diverged, Drained, Refused
 from worker.train.load import DTYPES, Resident
 from worker.train.loop import Run
 from worker.train.ranks import Ranks
@@ -35,7 +36,8 @@ def run(folder: Path, resident: Resident) -> int:
         events.message("error", refused.message, code=refused.code)
         return EXIT_CHECKPOINT_REFUSED
     except Refused as refused:
-        events.emit("error", code=refused.code, message=refused.message, param=refused.param)
+        more = {"good_step": refused.good_step} if isinstance(refused, Diverged) else {}
+        events.emit("error", code=refused.code, message=refused.message, param=refused.param, **more)
         return EXIT_USER_ERROR
     except (torch.OutOfMemoryError, MemoryError):
         return _out_of_memory(events)
@@ -71,7 +73,10 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
     progress = job.train()
 
     events.emit("phase", phase="saving")
+    learned: dict[str, Any] = {}
     if ranks.first:
+        if spec.preference is None:
+            learned = observe.learned(model, rows, job.objective)
         made = {"versions": job.fingerprint, "data_sha256": job.data, "progress": progress.model_dump()}
         artifact.write(folder / "artifact", model, rows, spec, path, made, folder / "chat_template.jinja")
     events.emit(
@@ -83,6 +88,7 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
         metrics=progress.metrics,
         stop_reason=job.stop_reason,
         best_step=progress.best.step,
+        learned=learned,
     )
 
 

@@ -24,7 +24,7 @@ from core.errors import Conflict, LostAuthority
 from core.queue import claims, shares
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import runs, steering, sweeps
+from core.services import progress, runs, steering, sweeps
 from core.states import TERMINAL, Phase, Status, Wish
 
 PROJECTS = ("proj_a", "proj_b")
@@ -486,11 +486,11 @@ def _steps(session: Session, job: Job, after: int, count: int) -> None:
         }
         for step in range(after + 1, after + count + 1)
     ]
-    runs.steps(session, job, lines, 100)
+    progress.steps(session, job, lines, 100)
 
 
 def _checkpoint(session: Session, job: Job, step: int) -> None:
-    runs.checkpointed(session, job, {"step": step, "epoch": 1.0, "kind": "recovery"}, "p/", {"files": []}, "0")
+    progress.checkpointed(session, job, {"step": step, "epoch": 1.0, "kind": "recovery"}, "p/", {"files": []}, "0")
 
 
 def _grouped(session: Session, query: Any) -> dict[str, list[Any]]:  # Any: a select of (job's id, value)

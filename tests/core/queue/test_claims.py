@@ -14,7 +14,7 @@ from core.errors import LostAuthority
 from core.queue import claims
 from core.queue.claims import Claim
 from core.queue.fence import fenced
-from core.services import moves, runs, steering, sweeps, workers
+from core.services import moves, progress, runs, steering, sweeps, workers
 from core.states import Phase, Status, Wish
 from core.wiring import Parts
 from tests.conftest import Account
@@ -158,11 +158,11 @@ def test_a_claim_waits_for_a_write_in_progress_and_sees_it(parts: Parts, make_jo
     with fenced(parts.sessions, Job, first.id, first.generation) as (session, job):
         thread.start()
         assert not claimed.wait(0.5)
-        runs.steps(session, job, [step(11)], 20)
+        progress.steps(session, job, [step(11)], 20)
     thread.join(10)
     assert claimed.is_set()
     with pytest.raises(LostAuthority), fenced(parts.sessions, Job, first.id, first.generation) as (session, job):
-        runs.steps(session, job, [step(12)], 20)
+        progress.steps(session, job, [step(12)], 20)
 
 
 def step(n: int, **fields: float) -> dict[str, float]:
@@ -208,7 +208,7 @@ def test_a_checkpoint_starts_the_count_of_losses_anew(parts: Parts, make_job: Ma
         assert mine is not None
         with fenced(parts.sessions, Job, id, mine.generation) as (session, job):
             line = {"step": n + 1, "epoch": 0.1, "kind": "recovery", "metrics": {}}
-            runs.checkpointed(session, job, line, "prefix/", {"files": []}, "0")
+            progress.checkpointed(session, job, line, "prefix/", {"files": []}, "0")
         expire(parts, id)
         sweep(parts)
         with transaction(parts.sessions) as session:
@@ -222,7 +222,7 @@ def test_a_resumed_attempt_shows_each_step_once(parts: Parts, make_job: MakeJob)
     assert first is not None
     with fenced(parts.sessions, Job, id, first.generation) as (session, job):
         runs.resume_at(session, job, 0)
-        runs.steps(session, job, [step(n) for n in range(1, 6)], 10)
+        progress.steps(session, job, [step(n) for n in range(1, 6)], 10)
     expire(parts, id)
     sweep(parts)
     with transaction(parts.sessions) as session:
@@ -232,7 +232,7 @@ def test_a_resumed_attempt_shows_each_step_once(parts: Parts, make_job: MakeJob)
     with fenced(parts.sessions, Job, id, second.generation) as (session, job):
         runs.resume_at(session, job, 3)
         assert list(session.scalars(select(Metric.step).order_by(Metric.step))) == [1, 2, 3]
-        runs.steps(session, job, [step(n) for n in range(4, 11)], 10)
+        progress.steps(session, job, [step(n) for n in range(4, 11)], 10)
     with transaction(parts.sessions) as session:
         assert list(session.scalars(select(Metric.step).order_by(Metric.step))) == list(range(1, 11))
         told = session.scalars(select(Event).where(Event.type == "metrics").order_by(Event.number)).all()
