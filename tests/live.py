@@ -11,10 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import httpx
@@ -178,9 +179,11 @@ def start(home: Path, env: dict[str, str]) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def running(home: Path, env: dict[str, str], tiny: Path) -> Iterator[Live]:
-    """The whole stack, with the tiny model on offer, for as long as this is entered."""
-    env = env | _SHORT
+def running(
+    home: Path, env: dict[str, str], tiny: Path, periods: Mapping[str, str] = MappingProxyType(_SHORT)
+) -> Iterator[Live]:
+    """The whole stack, with the tiny model on offer, for as long as this is entered; ``periods``: its settings."""
+    env = env | periods
     env |= {
         # Converting the real model takes half a minute: once for each clone is enough.
         "ATTUNE_CONVERSIONS": str(ROOT / ".cache" / "conversions"),

@@ -5,15 +5,15 @@ from typing import Any
 from tests.conftest import chat_rows
 from tests.flow.conftest import Live
 
-_METHOD: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 2}}}
 _EXT = {"lora": {"rank": 4, "dropout": 0.1}}
 
 
-def submit(live: Live, **ext: Any) -> str:
+def submit(live: Live, epochs: int = 3, **ext: Any) -> str:
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": epochs, "batch_size": 2}}}
     client = live.client
     file = client.files.create(file=("train.jsonl", chat_rows(240)), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(
-        model="attune-tiny", training_file=file.id, seed=11, method=_METHOD, extra_body={"ext": _EXT | ext}
+        model="attune-tiny", training_file=file.id, seed=11, method=method, extra_body={"ext": _EXT | ext}
     )
     return job.id
 
