@@ -393,6 +393,25 @@ def test_checkpoints_are_kept_by_the_jobs_policy_and_two_at_least_to_resume_from
     assert stored == set(left)
 
 
+def test_the_last_checkpoint_that_is_known_to_be_good_is_kept_whatever_the_policy(
+    parts: Parts, account: Account, base_model: BaseModel
+) -> None:
+    id = queued(parts, account, base_model, seed=1, checkpoints={"every": "epoch", "keep": {"last": 1}})
+    for step in range(1, 8):
+        add_checkpoint(parts, id, step, kind="epoch" if step % 2 else "recovery")
+    with transaction(parts.sessions) as session:
+        checkpoints.prune(session, session.get_one(Job, id), good_step=2)
+    assert kept(parts, id) == [2, 6, 7]
+    # It was one to resume from; the user gets it.
+    with transaction(parts.sessions) as session:
+        assert checkpoints.show(session, id, 2)
+        # What has gone can't be shown.
+        assert not checkpoints.show(session, id, 1)
+    with transaction(parts.sessions) as session:
+        listed = [row.step for row in checkpoints.newest_first(session, id) if row.kind == "epoch"]
+    assert listed == [7, 2]
+
+
 def test_a_checkpoint_that_another_job_begins_from_is_kept(
     parts: Parts, account: Account, base_model: BaseModel
 ) -> None:
