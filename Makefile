@@ -32,7 +32,7 @@ up: venv ## Start the service on this machine and keep it running (Ctrl-C stops 
 	@$(VENV)/bin/attune up $(ARGS)
 
 test: venv ## Run the tests, whole stories and a short one on the real model included
-	@$(PY) -m pytest -m "not proof and not gpu" $(ARGS)
+	@$(PY) -m pytest -m "not proof and not gpu" --durations=25 $(ARGS)
 
 check: venv ## Lint, formatting, types, walls between packages, deploy files, documents
 	@$(PY) -m ruff check .

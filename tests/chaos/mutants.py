@@ -168,8 +168,8 @@ MUTANTS = (
         (
             (
                 "worker/train/checkpoint.py",
-                "    set_random_state(model, state.rng)\n    return state",
-                "    return state",
+                "    set_random_state(model, state.rng)\n    if model",
+                "    if model",
             ),
         ),
         _named("trainer-dies"),

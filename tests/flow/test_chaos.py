@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.chaos.mutants import MUTANTS
+from tests.chaos.schedules import SCHEDULES
 from tests.live import ROOT
 
 pytestmark = pytest.mark.flow
@@ -31,6 +32,12 @@ def well(trials: int) -> str:
 
 def test_no_job_is_lost_doubled_or_changed_by_kills() -> None:
     assert chaos("--seed", 6, "--trials", 10) == well(10)
+
+
+def test_schedules_that_chance_would_need_long_for_come_out_right() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.chaos.schedules"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+    assert done.stdout.splitlines()[-1] == f"schedules {len(SCHEDULES)}, failed 0"
 
 
 @pytest.mark.proof
