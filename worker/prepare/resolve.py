@@ -31,6 +31,9 @@ USUAL_LEARNING_RATES = (1e-7, 1e-3)
 _MOST_LEARNING_RATE = {"peft": 1e-1, "ia3": 1e-1, "prompt": 1.0, "prefix": 1e-1}
 _LR_BOUNDS, _LR_BOUNDS_OWN_WEIGHTS = (5e-5, 1e-3), (5e-6, 5e-5)
 _LEARNING_RATES = {"ia3": 5e-3, "prompt": 3e-2, "prefix": 5e-3}
+_WIDTHS, _NARROW_RATE = (192, 640), 6.4e-3
+"""Widths between which LoRA's rate goes over from the powers', which are fitted to wider models, to that of the narrow:
+``bench/rates.py`` found it best, or nearly, at 128 and 192 (docs/benchmarks.md)."""
 _SHORT_RUN = 100
 _FEWEST_STEPS = 60
 _MOST_EPOCHS = 50
@@ -88,19 +91,26 @@ def learning_rate(adapter: str, model_type: str, hidden_size: int, batch: int, s
 
     The powers are those of tinker-cookbook's sweep (Llama 0.781, Qwen 0.0775); 0.4 lies between for all others. A
     model's own weights want a tenth of it ("LoRA Without Regret"); IA3 and learned tokens much more, whatever the
-    model: PEFT's own comparison of methods has these rates.
+    model: PEFT's own comparison of methods has these rates. The narrower a model is below 640, the nearer is LoRA's
+    rate to 6.4e-3, which it is up to 192.
     """
     if adapter in _LEARNING_RATES:
         return _LEARNING_RATES[adapter]
     power = 0.781 if model_type.startswith(("llama", "mllama")) else 0.0775 if model_type.startswith("qwen") else 0.4
-    rate = 5e-4 * (2000 / hidden_size) ** power
+    width = hidden_size if adapter in OWN_WEIGHTS else max(hidden_size, _WIDTHS[1])
+    rate = 5e-4 * (2000 / width) ** power
     if steps < _SHORT_RUN:
         rate *= 1.5
     rate *= min(1.0, max(0.35, math.sqrt(batch / 128)))
     low, high = _LR_BOUNDS
     if adapter in OWN_WEIGHTS:
         rate, (low, high) = rate / 10, _LR_BOUNDS_OWN_WEIGHTS
-    return float(f"{min(high, max(low, rate)):.2g}")
+    rate = min(high, max(low, rate))
+    if width > hidden_size:
+        narrowest, widest = _WIDTHS
+        share = min(1.0, math.log(widest / hidden_size) / math.log(widest / narrowest))
+        rate = rate ** (1 - share) * _NARROW_RATE**share
+    return float(f"{rate:.2g}")
 
 
 def prepared(
@@ -354,7 +364,7 @@ def _optim(
         rate = automatic
         reason("learning_rate", rate, _why_rate(method, options.adapter, facts, batch, steps))
     low, high = USUAL_LEARNING_RATES
-    high = _MOST_LEARNING_RATE.get(options.adapter, high)
+    high = max(_MOST_LEARNING_RATE.get(options.adapter, high), automatic)
     if not low <= rate <= high:
         warn(f"learning_rate {rate:g} is outside {low:g} … {high:g}: the run will probably learn nothing useful")
     return (

@@ -99,6 +99,11 @@ def test_duration_as_asked(facts: Facts, ext: Any, hyperparameters: Any, epochs:
         ("gemma3_text", 640, 8, 99, 4.1e-4),
         ("gemma3_text", 640, 128, 99, 1e-3),
         ("llama", 16384, 8, 1000, 5e-5),
+        # Narrow models, whatever their kind, the batch and the steps; then what lies between.
+        ("llama", 128, 4, 16, 6.4e-3),
+        ("qwen2", 192, 8, 1000, 6.4e-3),
+        ("gemma3_text", 350, 8, 99, 1.6e-3),
+        ("gemma3_text", 639, 8, 99, 4.2e-4),
     ],
 )
 def test_the_learning_rate(model: str, hidden: int, batch: int, steps: int, rate: float) -> None:
@@ -111,6 +116,14 @@ def test_a_multiplier_and_a_rate_are_two_ways_to_say_it(facts: Facts) -> None:
     assert twice.optim.learning_rate == 2 * automatic
     given = resolved(facts, ext={"optim": {"learning_rate": automatic / 2}}).resolved
     assert given.hyperparameters.learning_rate_multiplier == pytest.approx(0.5)
+
+
+def test_what_is_automatic_is_never_unusual_and_own_weights_stay_a_tenth(facts: Facts) -> None:
+    narrow = facts.model_copy(update={"hidden_size": 64})
+    assert resolved(narrow).resolved.optim.learning_rate == 6.4e-3
+    assert warnings(resolved(narrow)) == []
+    assert warnings(resolved(narrow, ext={"optim": {"learning_rate": 7e-3}}))
+    assert resolve.learning_rate("full", "llama", 64, 8, 1000) == 5e-5
 
 
 @pytest.mark.parametrize(("rate", "warns"), [(1e-7, False), (9e-8, True), (1e-3, False), (2e-3, True)])

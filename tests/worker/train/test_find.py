@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core import cost
 from tests import tiny
-from tests.worker.train.conftest import Ran, again
+from tests.worker.train.conftest import Ran, again, open_job
 from worker.folder import EXIT_DRAINED
 from worker.train import find, run
+from worker.train.batches import Rows
 from worker.train.find import Point, choose
+from worker.train.loop import objective
+from worker.train.ranks import Ranks
 
 Train = Callable[[Path], Ran]
 
@@ -94,6 +98,42 @@ def test_a_search_that_is_asked_to_stop_hands_the_job_back(
     ran = train(job(tmp_path / "job", base))
     assert ran.status == EXIT_DRAINED
     assert ran.events("found") == ran.events("checkpoint") == []
+
+
+def test_the_rows_apart_are_never_learned_from_and_follow_from_the_seed(base: Path, tmp_path: Path) -> None:
+    spec, model, _ = open_job(job(tmp_path / "job", base, seed=3))
+    method = objective(spec, Rows.read(tmp_path / "job" / "train.safetensors"), model)
+    apart, steps = find._rows(spec, method)
+    learned = {row for _ in range(find.STEPS) for row in next(steps)}
+    assert len(apart) == len(method) // 3
+    assert learned == set(range(len(method))) - set(apart)
+    assert find._rows(spec, method)[0] == apart
+    assert find._rows(spec.model_copy(update={"seed": 4}), method)[0] != apart
+
+
+def test_whoever_ends_the_search_is_asked_before_each_micro_batch_and_finds_all_as_it_was(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, model, _ = open_job(job(tmp_path / "job", base, lora={"dropout": 0.2}))
+    method = objective(spec, Rows.read(tmp_path / "job" / "train.safetensors"), model)
+    before, rng = {name: p.detach().clone() for name, p in model.trainable.items()}, torch.get_rng_state()
+    done: list[str] = []
+    for name in ("backward", "measure"):
+        real = getattr(method, name)
+        monkeypatch.setattr(method, name, lambda *args, real=real, name=name: (done.append(name), real(*args))[1])
+
+    def look() -> None:
+        # In the middle of a step whose gradients are half there.
+        if done.count("backward") == 6:
+            raise InterruptedError
+        done.append("look")
+
+    with pytest.raises(InterruptedError):
+        find.find(spec, model, method, Ranks(), look)
+    assert done.count("backward") == 6
+    assert done == [each for pair in done[1::2] for each in ("look", pair)]
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.trainable.items())
+    assert torch.equal(torch.get_rng_state(), rng)
 
 
 @pytest.mark.parametrize("points", [[], [(1e-4, 2.0), (1e-3, 1.999), (1e-2, 4.0)]])

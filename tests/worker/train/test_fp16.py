@@ -128,6 +128,7 @@ def test_a_run_that_only_overflows_ends_with_a_sentence(base: Path, train: Train
     assert ran.status == EXIT_USER_ERROR
     error = ran.events("error")[0]
     assert (error["code"], error["param"]) == ("overflow", "precision")
+    assert "loss of step 1" in error["message"]
     assert "bf16 or fp32" in error["message"]
     assert ran.events("step") == []
 
