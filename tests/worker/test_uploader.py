@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
+from sqlalchemy.exc import OperationalError
 
+import worker.uploader
 from worker.uploader import Uploader
 
 
@@ -45,6 +48,8 @@ def test_recovery_points_that_pile_up_give_way_to_the_newest_and_the_users_never
     uploader.add(line(1))
     while uploader._waiting:
         time.sleep(0.01)
+    # What is on its way is not there yet.
+    assert not uploader.idle
     for n, kind in ((2, "recovery"), (3, "epoch"), (4, "recovery"), (5, "recovery")):
         uploader.add(line(n, kind))
     assert not uploader.idle
@@ -62,6 +67,27 @@ def test_an_abandoned_upload_ends_at_once() -> None:
     uploader.abandon()
     assert time.monotonic() - began < 0.9
     assert store.taken == []
+
+
+@pytest.mark.parametrize(
+    "away", [EndpointConnectionError(endpoint_url="http://store"), OperationalError("select 1", {}, Exception("gone"))]
+)
+def test_a_store_or_database_that_is_away_costs_nothing_but_time(
+    away: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.uploader, "_AGAIN_SECONDS", 0.01)
+    tries: list[int] = []
+
+    def take(line: dict[str, Any], look: Callable[[], None]) -> None:
+        tries.append(line["step"])
+        if len(tries) < 3:
+            raise away
+
+    uploader = Uploader(take, lambda line: None)
+    uploader.add(line(1))
+    until_idle(uploader)
+    assert tries == [1, 1, 1]
+    uploader.abandon()
 
 
 def test_an_upload_that_has_failed_for_good_is_told() -> None:
