@@ -137,10 +137,12 @@ def enter(session: Session, job: Job, status: Status) -> None:
     )
     if session.scalar(waiting.where(Job.project_id == job.project_id).limit(1)) is not None:
         return
-    # While nobody waits, nobody is behind: all begin where the furthest has come.
-    reached = Share.turn if session.scalar(waiting.limit(1)) is None else Share.served
+    # While nobody waits, nobody is behind: all begin where the furthest has come, and so does whoever comes next.
+    nobody = session.scalar(waiting.limit(1)) is None
+    reached = Share.turn if nobody else Share.served
     floor = select(func.coalesce(func.max(reached), 0)).where(Share.queue == status).scalar_subquery()
-    session.execute(_of(job.project_id, status).values(turn=func.greatest(Share.turn, floor)))
+    begun = {"turn": func.greatest(Share.turn, floor)} | ({"served": floor} if nobody else {})
+    session.execute(_of(job.project_id, status).values(**begun))
 
 
 def start(session: Session, project_id: str, status: Status) -> float:

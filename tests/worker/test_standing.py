@@ -27,20 +27,30 @@ def test_depth_age_and_workers_are_told(parts: Parts, account: Account, base_mod
         file = file_row(account, "file-a")
         session.add(file)
         session.flush()
-        session.add_all(job_row(account, base_model, file, f"ftjob-{n}") for n in range(3))
-        session.add(Worker(id="w1", name="w", kind="train", slots=1, device="cpu", memory_bytes=1, version="0"))
+        session.add_all(job_row(account, base_model, file, f"ftjob-{n}") for n in range(4))
+        session.add_all(
+            Worker(id=name, name=name, kind="train", slots=1, device="cpu", memory_bytes=1, version="0")
+            for name in ("online", "draining", "offline")
+        )
     with transaction(parts.sessions) as session:
         session.execute(
             update(Job)
             .where(Job.id == "ftjob-0")
             .values(status=Status.RUNNING, phase=Phase.TRAINING, lease_until=clock.in_seconds(60))
         )
+        # One that prepare has taken waits no more.
+        taken = {"status": Status.VALIDATING, "phase": Phase.PREPARING, "lease_until": clock.in_seconds(60)}
+        session.execute(update(Job).where(Job.id == "ftjob-3").values(**taken))
+        session.execute(update(Worker).where(Worker.id == "draining").values(draining=True))
+        session.execute(update(Worker).where(Worker.id == "offline").values(last_seen_at=clock.in_seconds(-3600)))
         session.execute(update(Job).where(Job.id == "ftjob-1").values(phase_since=clock.in_seconds(-100)))
     lines = told(parts).splitlines()
     assert "attune_database_up 1.0" in lines
     assert 'attune_queue_jobs{phase="queued",queue="queued"} 2.0' in lines
     assert 'attune_running_jobs{phase="training"} 1.0' in lines
-    assert 'attune_workers{kind="train",state="online"} 1.0' in lines
+    assert not any(line.startswith('attune_queue_jobs{phase="preparing') for line in lines)
+    for state in ("online", "draining", "offline"):
+        assert f'attune_workers{{kind="train",state="{state}"}} 1.0' in lines
     (age,) = [line for line in lines if line.startswith('attune_queue_oldest_seconds{phase="queued"')]
     assert 100 <= float(age.split()[-1]) < 200
     assert {line.split()[2] for line in lines if line.startswith("# TYPE")} == NAMES

@@ -121,6 +121,15 @@ def test_nobody_pays_for_what_no_one_else_wanted(queue: Queue) -> None:
     assert projects(queue.take(10)) == {"alone": 5, "new": 5}
 
 
+@pytest.mark.parametrize("first", ["alone", "new"])
+def test_a_long_job_that_ran_alone_is_not_paid_for_whoever_comes_first(queue: Queue, first: str) -> None:
+    queue.submit("alone", 1, work=100)
+    queue.take(1)
+    for project in (first, "new" if first == "alone" else "alone"):
+        queue.submit(project, 10)
+    assert projects(queue.take(10)) == {"alone": 5, "new": 5}
+
+
 def test_a_job_that_comes_back_is_not_charged_again(queue: Queue) -> None:
     (only,) = queue.submit("a", 1, work=3)
     for _ in range(3):
