@@ -126,6 +126,7 @@ MUTANTS = (
                 "                runs.cancelled(session, job)\n        elif reporter",
                 "        if reporter",
             ),
+            ("worker/runner.py", "lease.lost.is_set() or lease.cancelled or (until", "lease.lost.is_set() or (until"),
             ("worker/runner.py", "            if job.wish == Wish.CANCEL:\n", "            if False:\n"),
         ),
         _named("cancel-step"),

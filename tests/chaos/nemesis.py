@@ -1,5 +1,6 @@
 """Waits for the moment of a blow and strikes. What it did, and when, is its history."""
 
+import contextlib
 import os
 import signal
 import time
@@ -78,7 +79,10 @@ class Nemesis:
                 return (job["progress"] or {}).get("step", 0) >= moment.number * work.steps
             case "saving":
                 folders = self.site.home.glob(f"worker*/scratch/*/{job['id']}-gen-*/**/tmp-*")
-                return any(True for _ in folders)
+                # A folder may go while it is looked through.
+                with contextlib.suppress(FileNotFoundError):
+                    return any(True for _ in folders)
+                return False
             case _:
                 return bool(job["phase"] in ("uploading", "saving"))
 
