@@ -58,11 +58,16 @@ class Answerer:
         ended = bool(new) and new[-1] in self._ends
         return {
             # Turns and their roles are part of what the model was asked.
-            "prompt": self._tokenizer.decode(prompt, skip_special_tokens=False),
-            "answer": self._tokenizer.decode(new[:-1] if ended else new),
+            "prompt": self._text(prompt, skip_special_tokens=False),
+            "answer": self._text(new[:-1] if ended else new),
             "tokens": len(new),
             "ended": ended,
         }
+
+    def _text(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """A model may say NUL, and no text in a database can hold it."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text.replace("\0", "\ufffd")
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -110,3 +110,13 @@ def _greedy(network: Any, prompt: list[int]) -> list[int]:
     while len(ids) < len(prompt) + ANSWER_TOKENS and (len(ids) == len(prompt) or ids[-1] != tiny.END):
         ids.append(int(network(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     return ids[len(prompt) :]
+
+
+def test_no_text_has_a_character_that_a_database_can_not_hold(base: Path, tmp_path: Path, train: Train) -> None:
+    ids = Tokenizer.from_file(str(base / "tokenizer.json")).encode("a\0b", add_special_tokens=False).ids
+    ran = train(job(tmp_path / "job", base, generate=[[tiny.BOS, *ids]], epochs=1))
+    assert ran.status == 0, ran.events("error")
+    for told in ran.events("answers"):
+        for one in told["answers"]:
+            assert "a\ufffdb" in one["prompt"]
+            assert "\0" not in one["prompt"] + one["answer"]
