@@ -45,6 +45,13 @@ _SHORT = {
 }
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def free_ports(count: int) -> int:
     """The first of so many ports in a row that nobody listens on."""
     for first in range(21000, 32000, count):

@@ -39,7 +39,9 @@ def places(session: Session, jobs: list[Job]) -> dict[str, Place]:
         position = {id: n for n, id in enumerate(order, 1)}
         starts: dict[str, datetime] = {}
         if status == Status.QUEUED:
-            starts = dict(zip(order, _in_line(_ready(session), _expected(session, order)), strict=False))
+            # Who waits behind all of them makes none of them start later.
+            line = order[: max((position.get(job.id, 0) for job in waiting), default=0)]
+            starts = dict(zip(line, _in_line(_ready(session), _expected(session, line)), strict=False))
         for job in waiting:
             if job.status == status:
                 start = clock.unix_or_none(starts.get(job.id))

@@ -1,5 +1,6 @@
 """The registry of workers: who is there, what they have, when they were last seen."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -62,14 +63,18 @@ def largest_room(session: Session) -> float | None:
 
 def four_bits(session: Session) -> bool:
     """Whether a registered train worker can hold a base in four bits; one that has not measured itself might."""
-    machines = session.scalars(select(Worker.machine).where(Worker.kind == "train")).all()
-    return not machines or any(machine is None or machine.get("four_bits", True) for machine in machines)
+    return _might(session, lambda machine: machine.get("four_bits", True))
 
 
 def half(session: Session) -> bool:
     """Whether a registered train worker computes in float16; one that has not measured itself might."""
+    return _might(session, lambda machine: "fp16" in machine["flops"])
+
+
+def _might(session: Session, can: Callable[[dict[str, Any]], bool]) -> bool:
+    """Whether a registered train worker can, or may turn out to: none is there, or one has not measured itself."""
     machines = session.scalars(select(Worker.machine).where(Worker.kind == "train")).all()
-    return not machines or any(machine is None or "fp16" in machine["flops"] for machine in machines)
+    return not machines or any(machine is None or can(machine) for machine in machines)
 
 
 def forget_old(session: Session) -> None:

@@ -30,6 +30,7 @@ from core.services import events, keys, runs
 from core.wiring import Parts
 from tests.api.test_jobs import create, refused
 from tests.conftest import Account, Accounts, plain_environment
+from tests.live import free_port
 
 
 @pytest.fixture
@@ -46,13 +47,6 @@ def append(parts: Parts, account: Account, job_id: str, *messages: str, end: boo
             events.append(session, job, message)
         if end:
             runs.cancelled(session, job)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Process:

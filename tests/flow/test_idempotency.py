@@ -32,7 +32,7 @@ from core.services import keys, tenants
 from core.storage.s3 import S3Store
 from migrations.__main__ import migrate
 from tests.conftest import chat_rows, fresh_database, plain_environment
-from tests.live import ROOT
+from tests.live import ROOT, free_port
 
 pytestmark = pytest.mark.flow
 
@@ -72,12 +72,6 @@ class Api:
                     return
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """An API process of its own on its own database, holding one of everything that a request can name."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from core.storage.s3 import S3Store
 from core.wiring import Parts
 from migrations.__main__ import migrate, prepare
 from tests.conftest import Rings, chat_rows, fresh_database, plain_environment
+from tests.live import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "attune-tiny"
@@ -65,7 +65,7 @@ def running(servers: dict[str, str], folder: Path) -> Iterator[Service]:
         "ATTUNE_S3_BUCKET": "fuzz",
         "ATTUNE_HOME": str(folder / "home"),
         "ATTUNE_BOOTSTRAP_ADMIN_KEY": key,
-        "ATTUNE_PORT": str(_free_port()),
+        "ATTUNE_PORT": str(free_port()),
         # No worker answers here, and a request that waits for one only takes time.
         "ATTUNE_ANSWER_WAIT_SECONDS": "0",
         # Webhooks go to the service itself: it is the only receiver that is sure to be there.
@@ -93,13 +93,6 @@ def running(servers: dict[str, str], folder: Path) -> Iterator[Service]:
         parts.close()
         process.terminate()
         process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _until_ready(service: Service, process: "subprocess.Popen[bytes]") -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
+from tests.live import free_port
 from tests.worker.train.conftest import Ran, again, forked
 from worker.folder import EXIT_USER_ERROR, Event
 from worker.train import loop, manifest
@@ -204,10 +204,7 @@ def test_two_processes_give_what_one_gives(base: Path, train: Train, tmp_path: P
     """Ragged rows, fractional weights, a last batch of one row: the denominator is the whole step's, on both ranks."""
     one = tiny.build_job(tmp_path / "one", base, tiny.random_rows(9), tiny.random_rows(3, seed=4), epochs=2)
     two = again(one, tmp_path / "two", None)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children = [forked(two, common | {"RANK": str(rank)}) for rank in (0, 1)]
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
     alone = train(one)

@@ -6,7 +6,6 @@ precision of the jobs, what is left is the rounding of matrix products of other 
 
 import functools
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
+from tests.live import free_port
 from tests.worker.train.conftest import open_job
 from tests.worker.train.test_loss import WEIGHTED, relative
 from tests.worker.train.test_preference import LOSSES, job, move
@@ -83,10 +83,7 @@ def whole(folders: dict[str, Path]) -> Whole:
 @pytest.fixture(scope="module")
 def shared(folders: dict[str, Path]) -> dict[tuple[str, torch.dtype], Gradients]:
     """The same steps by two processes that talk over gloo: one pair of them goes through all cases."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     out = next(iter(folders.values())).parent
     children = [_part(folders, out, common | {"RANK": str(rank)}) for rank in (0, 1)]
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
