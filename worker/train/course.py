@@ -4,13 +4,11 @@ import math
 
 from pydantic import BaseModel
 
+from core.diagnosis import BLOWN_UP, FEWEST_EXAMPLES, SENSIBLE
 from worker.train.faults import Diverged
 
 _PATIENCE = 16
 """Steps in a row far above the first loss after which a run is given up. One that only jumps comes back sooner."""
-_FIRST_EXAMPLES, _SENSIBLE = 8, 6.0
-"""Examples that the first loss is of, at least: that of a single one may be far below what the others have. Above the
-second none of them was before anything was learned."""
 
 
 class Course(BaseModel):
@@ -31,9 +29,9 @@ class Course(BaseModel):
         assert loss is not None
         if not math.isfinite(loss):
             raise Diverged(_not_finite(step, "loss"), self.good_step)
-        if self.first is None or (step - 1) * batch_size < _FIRST_EXAMPLES:
-            self.first = loss if self.first is None else max(self.first, min(loss, _SENSIBLE))
-        good = not (blows_up and loss > 1.3 * self.first + 0.5)
+        if self.first is None or (step - 1) * batch_size < FEWEST_EXAMPLES:
+            self.first = loss if self.first is None else max(self.first, min(loss, SENSIBLE))
+        good = not (blows_up and loss > BLOWN_UP[0] * self.first + BLOWN_UP[1])
         self.astray = 0 if good else self.astray + 1
         if good and saved_at == step - 1:
             # This loss is that of the checkpoint's very weights: one of a bad stretch is no good one later on.
