@@ -16,7 +16,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check proof chaos mutants fuzz bench-api bench-data bench-estimate bench-prepare bench-train bench-queue lock clean
+.PHONY: help venv demo up test check proof chaos mutants fuzz bench-api bench-data bench-estimate bench-prepare bench-first-step bench-train bench-train-peers bench-rates bench-checkpoints bench-queue lock clean
 
 help: ## List these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -32,7 +32,8 @@ up: venv ## Start the service on this machine and keep it running (Ctrl-C stops 
 	@$(VENV)/bin/attune up $(ARGS)
 
 test: venv ## Run the tests, whole stories and a short one on the real model included
-	@$(PY) -m pytest -m "not proof and not gpu" --durations=25 $(ARGS)
+	@# Two processes: one waits for the live stack most of the time, the other computes (tests/conftest.py).
+	@$(PY) -m pytest -m "not proof and not gpu" -n 2 --dist loadgroup --durations=25 $(ARGS)
 
 check: venv ## Lint, formatting, types, walls between packages, deploy files, documents
 	@$(PY) -m ruff check .
@@ -60,10 +61,23 @@ bench-data: venv ## Measure the reading of data, good, bad and huge (CHECK=1: st
 bench-prepare: venv ## Measure how soon a job is queued, the first on some data and the next
 	@$(PY) -m bench.prepare
 
+bench-first-step: venv ## Measure how soon after a POST a job makes its first step (CHECK=1 as above)
+	@$(PY) -m bench.first_step
+
 bench-queue: venv ## Measure claims from a long queue, their fairness, and 200 workers (CHECK=1 as above)
 	@$(PY) -m bench.queue $(ARGS)
+
 bench-train: venv ## Measure the engine against what its matrix products cost (ARGS="--data FILE", CHECK=1)
 	@$(PY) -m bench.train $(ARGS)
+
+bench-train-peers: venv ## The same job by other trainers, each in an environment of its own (ARGS="trl", CHECK=1)
+	@$(PY) -m bench.peers $(ARGS)
+
+bench-rates: venv ## Measure the rates that "auto" and "find" give against a grid (ARGS="--only 270m", CHECK=1)
+	@$(PY) -m bench.rates $(ARGS)
+
+bench-checkpoints: venv ## Measure what recovery points cost a run (ARGS="--model DIR --pairs 5", CHECK=1 as above)
+	@$(PY) -m bench.checkpoints $(ARGS)
 
 bench-estimate: venv ## Real runs beside what the estimator says of them (ARGS="--seed 7 --runs 4")
 	@$(PY) -m bench.estimate $(ARGS)

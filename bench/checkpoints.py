@@ -1,8 +1,8 @@
-"""What recovery points cost: a run with them beside one without, pair by pair, while they are uploaded to a real store.
+"""``make bench-checkpoints``: what recovery points cost a run, while they are uploaded to a real store.
 
-    python -m bench.checkpoints [--model NAME] [--steps N] [--pairs N] [--adapter lora|full]
-
-Told of each pair: seconds of both runs from the first step to the end, their ratio, and what writing alone took.
+``python -m bench.checkpoints [--model DIR] [--steps N] [--pairs N] [--adapter lora|full]`` runs pairs, one of each with
+recovery points and one without. Told of each pair: seconds of both from the first step to the end, and their ratio.
+CHECK=1: status 1 on a miss.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from bench.figure import Figure, closed
 from cli.stack.plan import SERVERS_ONLY
 from cli.stack.stack import Stack
 from core.config import Settings
@@ -54,7 +55,7 @@ def seconds(store: S3Store, folder: Path, threads: int) -> tuple[float, int]:
     return took, len(points)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a base model (a tiny one unless given)")
     parser.add_argument("--steps", type=int, default=200)
@@ -96,11 +97,13 @@ def main() -> None:
                 ratios.append(took["with"] / took["without"] - 1)
                 shown = f"{took['with']:8.2f} s with {count} points, {took['without']:8.2f} s without"
                 print(f"{shown}: {100 * ratios[-1]:+.2f} %", flush=True)
-            print(f"recovery points, {asked.adapter}: median {100 * statistics.median(ratios):+.2f} % of the time")
         finally:
             stack.stop()
             stack.purge()
+    told = Figure(f"recovery points, {asked.adapter}: median of what they add", 100 * statistics.median(ratios), "%", 3)
+    print(told, flush=True)
+    return closed([told])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,8 +42,14 @@ def plain_environment() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The engine's tests come first: they compute, and late in a run the process is large and slow to look through."""
+    """The engine's tests come first: they compute, and late in a run the process is large and slow to look through.
+
+    Under ``-n 2 --dist loadgroup`` all that uses the live stack goes to one process, and the rest to the other.
+    """
     items.sort(key=lambda item: not item.nodeid.startswith("tests/worker/train/"))
+    for item in items:
+        if item.nodeid.startswith(("tests/flow/", "tests/sdk/")):
+            item.add_marker(pytest.mark.xdist_group("live"))
 
 
 @pytest.fixture(scope="session")

@@ -35,9 +35,9 @@ _UNSETTLED_PAUSE = 1.0
 # -- jobs
 
 
-def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: Path) -> str | None:
-    """Fill the folder; returns the id of the token set that will be made. None when a file of the job is not settled
-    yet, and the job was put off until it is."""
+def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: Path) -> tuple[str, Path] | None:
+    """Fill the folder; returns the id of the token set that will be made, and the folder of the base model whose tokens
+    they are. None when a file of the job is not settled yet, and the job was put off until it is."""
     with fenced(parts.sessions, Job, claim.id, claim.generation) as (session, row):
         base = session.get_one(BaseModel, row.base_model_id)
         chosen = options.parse(row.options)
@@ -58,7 +58,7 @@ def stage_job(parts: Parts, cache: ModelCache, job: Job, claim: Claim, folder: P
     model = stage.reader_of(cache, base)
     task = stage.preparing(model, named, paths, wanted.method, chosen, asked, wanted.seed, parts.settings)
     stage.write_spec(folder, task)
-    return token_set
+    return token_set, model.base
 
 
 def _usable(file: File, name: Named, job: Job, chosen: JobOptions, settings: Settings) -> None:

@@ -312,9 +312,11 @@ class Runner:
         folder = self._folder(claim)
         child = self.slot.prepare()
         with Lease(self.parts.sessions, claim, self.parts.settings, child.kill) as lease:
-            token_set = preparation.stage_job(self.parts, self.cache, job, claim, folder)
-            if token_set is None:
+            staged = preparation.stage_job(self.parts, self.cache, job, claim, folder)
+            if staged is None:
                 return
+            token_set, base = staged
+            self.slot.remember(base)
             status = self._run_child(child, folder, lease, None)
             if lease.cancelled:
                 with self._job(claim) as (session, row):

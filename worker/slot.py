@@ -178,7 +178,7 @@ class Slot:
         return self._child
 
     def remember(self, base: Path) -> None:
-        """The next child loads this base model while it waits."""
+        """The next child loads this base model, or its tokenizer, while it waits."""
         self._last_base = base
 
     def done(self) -> None:

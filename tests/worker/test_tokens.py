@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,19 @@ def test_a_second_job_on_the_same_data_needs_no_child(parts: Parts, make: Make, 
     assert resolved is not None
     assert (resolved["lora"]["rank"], resolved["prompt_loss_weight"], resolved["total_steps"]) == (8, 0.5, 3)
     assert parts.doorbell.kinds == ["train", "train"]  # type: ignore[attr-defined]  # the tests' own doorbell
+
+
+def test_the_next_child_reads_the_tokenizer_while_it_waits(parts: Parts, make: Make, prepare: Runner) -> None:
+    make()
+    assert prepare.work_once()
+    child, deadline = prepare.slot.prepare(), time.monotonic() + 60
+    while child.loaded is None:
+        assert time.monotonic() < deadline, child.log.read_text()
+        time.sleep(0.05)
+    assert (Path(child.loaded) / "tokenizer.json").exists()
+    other = make(chat_rows(13))
+    assert prepare.work_once()
+    assert files(parts, other)
 
 
 @pytest.mark.parametrize(

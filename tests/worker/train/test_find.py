@@ -1,6 +1,7 @@
 """``learning_rate: "find"``: the same rate each time, and a run at it that does not know that it was looked for."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -134,6 +135,64 @@ def test_whoever_ends_the_search_is_asked_before_each_micro_batch_and_finds_all_
     assert done == [each for pair in done[1::2] for each in ("look", pair)]
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.trainable.items())
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_the_search_ends_where_the_loss_has_risen_by_half(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(find._RANGES, "full", (1e-4, 1e2))
+    spec, model, _ = open_job(job(tmp_path / "job", base, adapter="full"))
+    method = objective(spec, Rows.read(tmp_path / "job" / "train.safetensors"), model)
+    found = find.find(spec, model, method, Ranks())
+    *lower, last = found.points
+    assert len(found.points) < find.STEPS
+    assert last.loss > 1.5 * found.before >= max(point.loss for point in lower)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "optimizer", "low", "high"),
+    [
+        ("lora", "adamw", 3e-5, 3e-2),
+        ("full", "adamw", 1e-6, 1e-3),
+        ("prompt", "adamw", 1e-3, 1),
+        ("lora", "sgd", 1e-3, 1),
+    ],
+)
+def test_rates_climb_by_equal_factors_through_the_range_of_what_is_trained(
+    base: Path, tmp_path: Path, adapter: str, optimizer: str, low: float, high: float
+) -> None:
+    spec, _, _ = open_job(job(tmp_path / "job", base, adapter=adapter))
+    rates = find.rates(spec.model_copy(update={"optim": spec.optim.model_copy(update={"optimizer": optimizer})}))
+    assert (rates[0], rates[-1]) == (pytest.approx(low), pytest.approx(high))
+    factors = [after / before for before, after in itertools.pairwise(rates)]
+    assert factors == pytest.approx([(high / low) ** (1 / (find.STEPS - 1))] * (find.STEPS - 1))
+
+
+def test_steps_of_the_search_are_clipped_like_the_runs(base: Path, tmp_path: Path) -> None:
+    """Gradients of next to no length move nothing, at any rate of plain descent."""
+    spec, model, _ = open_job(job(tmp_path / "job", base))
+    method = objective(spec, Rows.read(tmp_path / "job" / "train.safetensors"), model)
+    optim = spec.optim.model_copy(update={"optimizer": "sgd", "max_grad_norm": 1e-12})
+    found = find.find(spec.model_copy(update={"optim": optim}), model, method, Ranks())
+    assert [point.loss for point in found.points] == pytest.approx([found.before] * find.STEPS, rel=1e-5)
+
+
+def test_the_search_learns_with_dropout_and_judges_without(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, model, _ = open_job(job(tmp_path / "job", base, lora={"dropout": 0.2}))
+    method = objective(spec, Rows.read(tmp_path / "job" / "train.safetensors"), model)
+    modes: dict[str, set[bool]] = {"backward": set(), "measure": set()}
+    for name in modes:
+        real = getattr(method, name)
+
+        def noted(*args: Any, real: Any = real, name: str = name) -> Any:
+            modes[name].add(model.module.training)
+            return real(*args)
+
+        monkeypatch.setattr(method, name, noted)
+    find.find(spec, model, method, Ranks())
+    assert modes == {"backward": {True}, "measure": {False}}
 
 
 @pytest.mark.parametrize("points", [[], [(1e-4, 2.0), (1e-3, 1.999), (1e-2, 4.0)]])
