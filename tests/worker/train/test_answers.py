@@ -10,9 +10,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tests.worker.train.conftest import Ran
+from tests.worker.train.conftest import Ran, open_job
 from worker.folder import ANSWER_TOKENS, EXIT_DRAINED
 from worker.train import run
+from worker.train.answers import Answerer
+from worker.train.batches import Rows
 
 Train = Callable[[Path], Ran]
 PROMPTS = [[tiny.BOS, 40, 41, 42], [tiny.BOS, 100]]
@@ -101,6 +103,48 @@ def test_a_run_that_is_asked_to_stop_meanwhile_is_handed_back(
     ran = train(job(tmp_path / "job", base, generate=PROMPTS))
     assert ran.status == EXIT_DRAINED
     assert ran.events("answers") == ran.events("checkpoint") == []
+
+
+def test_an_answer_is_given_without_dropout_and_leaves_mode_and_random_numbers_as_they_were(
+    base: Path, tmp_path: Path
+) -> None:
+    spec, model, _ = open_job(job(tmp_path / "job", base, generate=PROMPTS, lora={"dropout": 0.9}))
+    with torch.no_grad():
+        for p in model.trainable.values():
+            p.normal_(std=0.5)
+    model.module.train()
+    rng = torch.get_rng_state()
+    asked = Answerer(spec, Rows.read(tmp_path / "job" / "train.safetensors"), None)
+    answers = asked.ask(model, look=lambda: torch.manual_seed(1) and None)
+    assert model.module.training
+    assert torch.equal(torch.get_rng_state(), rng)
+    model.module.eval()
+    assert [answer["tokens"] for answer in answers] == [len(_greedy(model.module, prompt)) for prompt in PROMPTS]
+    assert asked.ask(model) == answers
+
+
+def test_a_pair_is_asked_once(base: Path, tmp_path: Path) -> None:
+    valid = tiny.random_pairs(3, seed=1)
+    folder = tiny.build_job(
+        tmp_path / "job", base, tiny.random_pairs(6), valid, label=[1, 0] * 6, method="dpo", generate_rows=3,
+        preference={"loss": "sigmoid"},
+    )  # fmt: skip
+    spec, model, _ = open_job(folder)
+    rows, held = (Rows.read(folder / f"{name}.safetensors") for name in ("train", "valid"))
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    prompts = [[token for token, said in zip(*row[:2], strict=True) if not said] for row in valid[::2]]
+    assert [answer["prompt"] for answer in Answerer(spec, rows, held).ask(model)] == [
+        tokenizer.decode(prompt, skip_special_tokens=False) for prompt in prompts
+    ]
+
+
+def test_what_the_template_ends_a_turn_with_ends_an_answer(base: Path, tmp_path: Path) -> None:
+    """Whether or not the rows show it."""
+    spec, model, _ = open_job(job(tmp_path / "job", base, generate=PROMPTS[:1]))
+    rows = Rows.read(tmp_path / "job" / "train.safetensors")
+    said = _greedy(model.module.eval(), PROMPTS[0])
+    (answer,) = Answerer(spec.model_copy(update={"ends": [said[2]]}), rows, None).ask(model)
+    assert (answer["tokens"], answer["ended"]) == (said.index(said[2]) + 1, True)
 
 
 @torch.no_grad()
