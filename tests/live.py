@@ -187,9 +187,10 @@ def start(home: Path, env: dict[str, str]) -> subprocess.Popen[str]:
 
 @contextmanager
 def running(
-    home: Path, env: dict[str, str], tiny: Path, periods: Mapping[str, str] = MappingProxyType(_SHORT)
+    home: Path, env: dict[str, str], tiny: Path | None, periods: Mapping[str, str] = MappingProxyType(_SHORT)
 ) -> Iterator[Live]:
-    """The whole stack, with the tiny model on offer, for as long as this is entered; ``periods``: its settings."""
+    """The whole stack, with the tiny model on offer if it is given, for as long as this is entered; ``periods``: its
+    settings."""
     env = env | periods
     env |= {
         # Converting the real model takes half a minute: once for each clone is enough.
@@ -200,7 +201,8 @@ def running(
     try:
         connection = json.loads((home / "connection.json").read_text())
         live = Live(home, env, connection["base_url"], connection["api_key"], connection["admin_key"])
-        live.register("attune-tiny", f"path:{tiny}", aliases=ALIASES)
+        if tiny is not None:
+            live.register("attune-tiny", f"path:{tiny}", aliases=ALIASES)
         yield live
     finally:
         process.terminate()

@@ -73,7 +73,7 @@ def test_what_was_destroyed_is_there_again(servers: dict[str, str], tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert sorted(store.list("")) == sorted(keys)
     # The same keys open it; the same home, so that the stack knows them.
-    with running(tmp_path / "home", env, tiny, register=False) as live:
+    with running(tmp_path / "home", env, None) as live:
         again = live.job(job.id)
         assert again.status == "succeeded"
         assert contents(live, again) == before
