@@ -60,13 +60,12 @@ def main() -> int:
             figures.append(Figure("base not loaded, new data", cold, "s", 5))
             print(figures[-1], flush=True)
             same, new = [], []
-            data = upload(live, ROWS)
-            for index in range(JOBS + 1):
-                time.sleep(PAUSE)
-                new.append(first_step(live, upload(live, ROWS * (2 + index)), 4))
-                time.sleep(PAUSE)
-                same.append(first_step(live, data, 5 + index))
-            for what, found in (("new data", new), ("data tokenised before", same[1:])):
+            for index in range(JOBS):
+                data = upload(live, ROWS * (1 + index))
+                for found, rank in ((new, 4), (same, 8)):
+                    time.sleep(PAUSE)
+                    found.append(first_step(live, data, rank))
+            for what, found in (("new data", new), ("data tokenised before", same)):
                 figures.append(Figure(f"base resident, {what}, median", statistics.median(found), "s", 1.5))
                 print(figures[-1], " ".join(f"{seconds:.2f}" for seconds in found), flush=True)
     return closed(figures)

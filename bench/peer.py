@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bench.running import memory
+
 Json = dict[str, Any]
 RATE, RANK, ALPHA = 2e-4, 16, 32
 
@@ -136,10 +138,8 @@ def main() -> None:
     name, spec = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     watch = clock()
     log = {"trainer": trainer, "trl": trl, "llamafactory": llamafactory}[name](spec, watch)
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    print(json.dumps({"seconds": watch.ended - watch.began, "loss": losses[-1:], "peak": peak}), flush=True)
+    print(json.dumps({"seconds": watch.ended - watch.began, "loss": losses[-1:], "peak": memory("VmHWM")}), flush=True)
     os._exit(0)
 
 

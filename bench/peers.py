@@ -17,6 +17,7 @@ from typing import Any
 from bench.figure import closed
 from bench.train import BATCH, LONGEST, ROOT, ROWS, STEPS, THREADS, Bench, chats, documents, figures, say, size
 from tests import aside
+from worker.slot import ALLOCATOR
 
 _DATASETS = (
     "datasets==4.0.0 dill==0.3.8 multiprocess==0.70.16 fsspec==2025.3.0 xxhash pandas pyarrow aiohttp aiosignal "
@@ -38,11 +39,6 @@ PEERS = {
     "trainer": ("trainer", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
     "trl": ("trl", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
     "default": ("trl", {"batch": BATCH, "accumulation": 1, "checkpointing": True}),
-}
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "20000000000",
-    "MALLOC_TOP_PAD_": "536870912",
 }
 
 
@@ -76,7 +72,7 @@ def run(name: str, bench: Bench, talks: list[list[str]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.peers")
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", choices=[*PEERS, []])
     parser.add_argument("--data", type=Path)
     args = parser.parse_args()
     names = args.names or list(PEERS)

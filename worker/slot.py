@@ -29,7 +29,7 @@ MODULES = {"train": "worker.train", "prepare": "worker.prepare"}
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH")
 _INHERITED_PREFIXES = ("CUDA_", "NVIDIA_", "OMP_", "OPENBLAS_", "MKL_", "NVPL_", "KMP_")
 # glibc keeps big blocks for the next step instead of giving them back; worth a third of a step's time on a CPU.
-_ALLOCATOR = {
+ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "20000000000",
     "MALLOC_TOP_PAD_": "536870912",
@@ -211,5 +211,5 @@ def _environment(kind: str, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
     }
     if kind == "train":
-        own |= _ALLOCATOR
+        own |= ALLOCATOR
     return kept | own
