@@ -27,7 +27,7 @@ from worker.folder import TrainSpec
 from worker.prepare import register, shape
 from worker.registry import MEASUREMENTS
 from worker.slot import Child
-from worker.train.batches import Batches, Order, Rows
+from worker.train.batches import Batches, MicroBatch, Order, Rows
 
 THREADS = 2
 PAUSE = 3.0
@@ -43,6 +43,7 @@ class Point:
     rank: int
     batch: int
     micro: int
+    packed: bool
     mean_length: int
     spread: float
     """Standard deviation of the logarithm of the rows' lengths."""
@@ -60,12 +61,14 @@ def draw(seed: int, runs: int) -> list[Point]:
     for index in range(runs):
         model = "tiny" if index % 4 == 3 else "270m"
         batch = chance.choice([1, 2, 4, 8, 16])
+        micro = chance.choice([size for size in (1, 1, 2, 4, 8) if size <= batch])
         points.append(
             Point(
                 model=model,
                 rank=chance.choice([4, 8, 16, 32, 64]),
                 batch=batch,
-                micro=chance.choice([size for size in (1, 1, 2, 4) if size <= batch]),
+                micro=micro,
+                packed=micro > 1 and chance.random() < 0.75,
                 mean_length=chance.choice([48, 96, 160, 256, 384, 700]),
                 spread=chance.choice([0.0, 0.3, 0.6]),
                 completion=chance.choice([0.2, 0.5, 0.9]),
@@ -116,6 +119,7 @@ def plan_of(point: Point, steps: int, longest: int) -> Plan:
         steps_per_epoch=-(-point.rows // point.batch),
         batch_size=point.batch,
         micro_batch_size=point.micro,
+        packed=point.packed,
         max_length=longest,
     )
 
@@ -193,12 +197,15 @@ def micros(spec: TrainSpec, rows: Rows) -> list[list[Micro]]:
     """What really goes through the layers at each step of a run."""
     import torch
 
-    batches = Batches(rows, spec.prompt_loss_weight, spec.micro_batch_size, torch.device("cpu"))
+    batches = Batches(rows, spec.prompt_loss_weight, spec.micro_batch_size, torch.device("cpu"), spec.packing)
     order = Order(len(rows), spec.batch_size, spec.seed)
-    return [
-        [Micro(*batch.input_ids.shape, len(batch.targets)) for batch in batches.cut(chosen)]
-        for _, chosen in order.steps(0, spec.total_steps)
-    ]
+
+    def told(batch: MicroBatch) -> Micro:
+        if spec.packing:
+            return Micro.packed(rows.lengths[list(batch.rows)].tolist(), len(batch.targets))
+        return Micro.beside(*batch.input_ids.shape, len(batch.targets))
+
+    return [[told(batch) for batch in batches.cut(chosen)] for _, chosen in order.steps(0, spec.total_steps)]
 
 
 def idle(folder: Path, nice: int) -> Child:
@@ -270,6 +277,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
             rows,
             batch_size=point.batch,
             micro_batch_size=point.micro,
+            packing=point.packed,
             total_steps=steps,
             epochs=steps / plan.steps_per_epoch,
             prompt_loss_weight=point.prompt_loss_weight,
@@ -283,8 +291,8 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         took = run(child, folder)
         child.close()
         name = (
-            f"{point.model} rank {point.rank} batch {point.batch}/{point.micro} length {point.mean_length}"
-            f"±{point.spread} plw {point.prompt_loss_weight}"
+            f"{point.model} rank {point.rank} batch {point.batch}/{point.micro}{'p' * point.packed} "
+            f"length {point.mean_length}±{point.spread} plw {point.prompt_loss_weight}"
         )
         print(
             f"{name:58s} {steps:6d} {said.seconds:8.1f} {took.seconds:8.1f} {said.seconds / took.seconds - 1:+6.0%} "

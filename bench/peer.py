@@ -136,6 +136,10 @@ def llamafactory(spec: Json, watch: Any) -> list[Json]:
 
 def main() -> None:
     name, spec = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    if spec.get("products"):
+        import torch
+
+        torch.set_float32_matmul_precision(spec["products"])
     watch = clock()
     log = {"trainer": trainer, "trl": trl, "llamafactory": llamafactory}[name](spec, watch)
     losses = [entry["loss"] for entry in log if "loss" in entry]

@@ -38,6 +38,14 @@ PEERS = {
     "llamafactory": ("llamafactory", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
     "trainer": ("trainer", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
     "trl": ("trl", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
+    "llamafactory-onednn": (
+        "llamafactory",
+        {"batch": 1, "accumulation": BATCH, "checkpointing": False, "products": "medium"},
+    ),
+    "trainer-onednn": (
+        "trainer",
+        {"batch": 1, "accumulation": BATCH, "checkpointing": False, "products": "medium"},
+    ),
     "default": ("trl", {"batch": BATCH, "accumulation": 1, "checkpointing": True}),
 }
 

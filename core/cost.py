@@ -33,6 +33,11 @@ class Linear(_Record):
     outputs: int
 
 
+TOGETHER = 512
+"""Tokens that a processor wants in a matrix: fewer are slower, more cost memory and are no quicker. Packed rows are
+together up to this many; a longer row goes alone."""
+
+
 class Shape(_Record):
     """The numbers of an architecture that decide what it costs."""
 
@@ -50,6 +55,8 @@ class Shape(_Record):
     """Tokens that the layers of a sliding window see; their attention is another, dearer one for longer rows."""
     windowed: int = 0
     """Layers of a sliding window"""
+    packs: bool = False
+    """Whether tokens meet in attention alone, so that rows which follow one another in a sequence can be kept apart."""
     linears: list[Linear]
 
     @property
@@ -125,6 +132,8 @@ class Plan(_Record):
     steps_per_epoch: int
     batch_size: int
     micro_batch_size: int
+    packed: bool = False
+    """A micro-batch's rows follow one another; :data:`TOGETHER` tokens at most, where more than one row has them."""
     max_length: int
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
@@ -150,6 +159,7 @@ class Plan(_Record):
             "steps_per_epoch": steps_per_epoch,
             "batch_size": resolved.batch_size,
             "micro_batch_size": resolved.micro_batch_size,
+            "packed": resolved.packing,
             "max_length": resolved.max_length,
             "precision": resolved.precision,
             "gradient_checkpointing": resolved.gradient_checkpointing,
@@ -203,15 +213,23 @@ class Sample(_Record):
 class Micro(NamedTuple):
     """What goes through the layers at once."""
 
-    rows: int
-    width: int
-    """Tokens of the longest; the others are padded to it."""
+    tokens: int
+    """With those that shorter rows are padded with, where they lie side by side"""
+    squares: int
+    """Of the tokens of each row, added up: pairs that attention looks at"""
+    longest: int
     learned: int
     """Tokens with a loss."""
 
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.width
+    @classmethod
+    def beside(cls, rows: int, width: int, learned: int) -> "Micro":
+        """Rows side by side, padded to ``width``."""
+        return cls(rows * width, rows * width**2, width, learned)
+
+    @classmethod
+    def packed(cls, lengths: Sequence[int], learned: int) -> "Micro":
+        """Rows one after another."""
+        return cls(sum(lengths), sum(length**2 for length in lengths), max(lengths), learned)
 
 
 class Terms(NamedTuple):
@@ -278,14 +296,14 @@ def micro_batch(shape: Shape, plan: Plan, batch: Micro, machine: Machine, *, bac
     streams = products * shape.body + (2 if backward else 1) * head * math.ceil(batch.learned / _HEAD_ROWS)
     # The softmax over the keys costs a head as much as the products with them, were it so many channels wider.
     channels = shape.attention_width + _SOFTMAX_CHANNELS * shape.heads
-    pairs = batch.rows * batch.width**2 * channels * shape.layers
+    pairs = batch.squares * channels * shape.layers
     operations = shape.layers * _LAYER_OPERATIONS + adapter.matrices * _ADAPTER_OPERATIONS
     return Terms(
         products=products * 2 * shape.body * tokens / rate,
         streams=streams * _HELD[plan.precision] / machine.bytes_per_second,
         adapters=(passes + 1 if backward else 1) * 2 * _multiplied(plan, adapter) * tokens / rate,
         elements=passes
-        * (_numbers(shape, adapter) * tokens * width + 4 * _pairs(shape, batch.rows, batch.width))
+        * (_numbers(shape, adapter) * tokens * width + 4 * _pairs(shape, batch.squares, batch.longest))
         / machine.bytes_per_second,
         attention=passes * 4 * pairs / rate,
         operations=passes / 2 * operations * machine.op_seconds,
@@ -305,11 +323,11 @@ def _numbers(shape: Shape, adapter: Trained) -> int:
     return shape.layers * layer + adapter.outputs
 
 
-def _pairs(shape: Shape, rows: int, width: int) -> int:
+def _pairs(shape: Shape, squares: int, longest: int) -> int:
     """Pairs of tokens whose attention is written down: with a mask of its own, attention is not done in tiles."""
-    if shape.window is None or width <= shape.window:
+    if shape.window is None or longest <= shape.window:
         return 0
-    return rows * width**2 * shape.heads * shape.windowed
+    return squares * shape.heads * shape.windowed
 
 
 def update(shape: Shape, plan: Plan, machine: Machine) -> Terms:
@@ -327,17 +345,32 @@ def batches(plan: Plan, sample: Sample, size: int) -> Iterator[list[Micro]]:
     steps = max(1, min(_STEPS, len(sizes) // size))
     for step in range(steps):
         chosen = sorted(sizes[(step * size + index) % len(sizes)] for index in range(size))
-        yield [_micro(plan, chosen[at : at + plan.micro_batch_size]) for at in range(0, size, plan.micro_batch_size)]
+        yield [_micro(plan, rows) for rows in _cut(plan, chosen)]
+
+
+def _cut(plan: Plan, rows: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    """As :meth:`worker.train.batches.Batches.cut`."""
+    start = 0
+    while start < len(rows):
+        end = start + 1
+        tokens = rows[start][0]
+        while end < min(len(rows), start + plan.micro_batch_size):
+            tokens += rows[end][0]
+            if plan.packed and tokens > TOGETHER:
+                break
+            end += 1
+        yield rows[start:end]
+        start = end
 
 
 _STEPS = 200
 
 
 def _micro(plan: Plan, rows: Sequence[tuple[int, int]]) -> Micro:
-    width = min(plan.max_length, max(tokens for tokens, _ in rows))
+    lengths = [min(plan.max_length, tokens) for tokens, _ in rows]
     # The first token of a row is predicted by nothing.
     learned = sum(tokens - 1 if plan.prompt_loss_weight else completion for tokens, completion in rows)
-    return Micro(len(rows), width, learned)
+    return Micro.packed(lengths, learned) if plan.packed else Micro.beside(len(rows), max(lengths), learned)
 
 
 def step(shape: Shape, plan: Plan, sample: Sample, machine: Machine) -> Terms:
@@ -384,6 +417,8 @@ def memory(shape: Shape, plan: Plan, longest: int, machine: Machine) -> Memory:
     adapter = trained(shape, plan)
     length = min(plan.max_length, longest)
     tokens = plan.micro_batch_size * length
+    if plan.packed:
+        tokens = min(tokens, max(TOGETHER, length))
     kept = _numbers(shape, adapter)
     if plan.gradient_checkpointing:
         # The input of each layer, and one layer whole.
@@ -394,7 +429,7 @@ def memory(shape: Shape, plan: Plan, longest: int, machine: Machine) -> Memory:
         weights=weights,
         # The value is among the weights where it is the model's own.
         adapter=(12 if plan.own_weights else 16) * adapter.parameters,
-        activations=_KEPT * kept * tokens * width + _KEPT_PAIRS * 4 * _pairs(shape, plan.micro_batch_size, length),
+        activations=_KEPT * kept * tokens * width + _KEPT_PAIRS * 4 * _pairs(shape, tokens * length, length),
         other=_BUFFERS + _GAPS * weights,
     )
 
@@ -470,7 +505,6 @@ def _evaluation(shape: Shape, plan: Plan, valid: Sample, machine: Machine) -> fl
     """One pass over the validation rows, neighbours in length together."""
     rows = sorted(valid.sizes)
     total = Terms()
-    for at in range(0, len(rows), plan.micro_batch_size):
-        cut = _micro(plan, rows[at : at + plan.micro_batch_size])
-        total = total.plus(micro_batch(shape, plan, cut, machine, backward=False))
+    for cut in _cut(plan, rows):
+        total = total.plus(micro_batch(shape, plan, _micro(plan, cut), machine, backward=False))
     return total.seconds * valid.rows / max(1, len(rows))

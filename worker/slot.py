@@ -27,7 +27,7 @@ MODULES = {"train": "worker.train", "prepare": "worker.prepare"}
 
 # What a child may know of this process's environment: no credential, no address of a server.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH")
-_INHERITED_PREFIXES = ("CUDA_", "NVIDIA_", "OMP_", "OPENBLAS_", "MKL_", "NVPL_", "KMP_")
+_INHERITED_PREFIXES = ("CUDA_", "NVIDIA_", "OMP_", "GOMP_", "OPENBLAS_", "MKL_", "NVPL_", "KMP_")
 # glibc keeps big blocks for the next step instead of giving them back; worth a third of a step's time on a CPU.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",

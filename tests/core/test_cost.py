@@ -1,11 +1,15 @@
 """The estimator's arithmetic: what must grow with what, and what must not matter."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core import cost
 from core.cost import Linear, Machine, Plan, Sample, Shape
+from tests import tiny
+from worker.train.batches import Batches, Rows
 
 SHAPE = Shape(
     parameters=268_098_176,
@@ -98,6 +102,31 @@ def test_learning_the_prompts_costs_the_head_for_each_of_their_tokens() -> None:
 @pytest.mark.parametrize(("change", "part"), [({"rank": 64}, "adapter"), ({"micro_batch_size": 4}, "activations")])
 def test_memory_grows_with_rank_and_with_rows_side_by_side(change: dict[str, int], part: str) -> None:
     assert getattr(of(**change).memory, part) == pytest.approx(4 * getattr(of().memory, part))
+
+
+def test_packed_rows_cost_what_they_have_and_no_more_memory_than_fits_together() -> None:
+    short = Sample(rows=64, sizes=[(40, 20)] * 64, longest=(40, 20))
+    one, twelve = (
+        PLAN.model_copy(update={"batch_size": 16, "micro_batch_size": micro, "packed": micro > 1}) for micro in (1, 12)
+    )
+    assert cost.of(SHAPE, twelve, short, MACHINE).seconds < 0.8 * cost.of(SHAPE, one, short, MACHINE).seconds
+    beside, packed = (of(micro_batch_size=8, packed=packed) for packed in (False, True))
+    assert packed.memory.activations == pytest.approx(512 / (8 * 226) * beside.memory.activations)
+    alone = of(micro_batch_size=8, packed=True, max_length=4096)
+    assert alone.memory == packed.memory
+
+
+def test_packed_rows_are_reckoned_as_the_trainer_cuts_them(tmp_path: Path) -> None:
+    lengths = [200, 10, 700, 300, 40, 250, 20, 5, 90]
+    tiny.write_rows(tmp_path / "f", [([5] * n, [0] + [1] * (n - 1)) for n in lengths])
+    batches = Batches(Rows.read(tmp_path / "f"), 0.1, 3, torch.device("cpu"), packed=True)
+    cut = [[lengths[row] for row in batch.rows] for batch in batches.cut(range(len(lengths)))]
+    plan = PLAN.model_copy(
+        update={"micro_batch_size": 3, "packed": True, "max_length": 1024, "prompt_loss_weight": 0.1}
+    )
+    sample = Sample(rows=len(lengths), sizes=[(n, n - 1) for n in lengths], longest=(700, 699))
+    (said,) = cost.batches(plan, sample, len(lengths))
+    assert said == [cost.Micro.packed(rows, sum(rows) - len(rows)) for rows in cut]
 
 
 def test_rows_beyond_a_sliding_window_keep_every_pair_of_tokens() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from core.cost import TOGETHER
 from core.formats.report import Format
 from core.options import LOW_RANK, OWN_WEIGHTS, Hyperparameters, JobOptions, Precision
 from core.resolved import (
@@ -170,8 +171,9 @@ def resolve(
     if options.max_length == "auto":
         reason("max_length", length, length_reason)
     preference = _preference(options, hyperparameters, reason) if method == "dpo" else None
-    batch, micro = _batches(options, hyperparameters, sizes, length, fast_bf16, reason)
-    packed = _packing(method, options, sizes, micro, reason, warn)
+    dense = not fast_bf16 and _dense(method, options, facts)
+    batch, micro = _batches(options, hyperparameters, sizes, length, fast_bf16, dense, reason)
+    packed = _packing(method, options, sizes, micro, dense, reason, warn)
     steps, passes = _duration(method, options, hyperparameters, sizes.examples, batch, reason)
     if batch > sizes.examples:
         warn(f"batch_size {batch} is more than the {sizes.examples} examples: every step sees all of them")
@@ -272,8 +274,21 @@ def _layers(options: JobOptions) -> list[int] | None:
     return options.layers
 
 
+def _dense(method: str, options: JobOptions, facts: Facts) -> bool:
+    """Whether short rows are packed as a matter of course: a processor multiplies few rows of a matrix slowly, and each
+    operation has its own cost; side by side they would be padded."""
+    packs = method == "supervised" and options.adapter not in ("prompt", "prefix")
+    return packs and options.packing is not False and facts.shape is not None and facts.shape.packs
+
+
 def _batches(
-    options: JobOptions, hyperparameters: Hyperparameters, sizes: Sizes, length: int, fast: bool, reason: Reason
+    options: JobOptions,
+    hyperparameters: Hyperparameters,
+    sizes: Sizes,
+    length: int,
+    fast: bool,
+    dense: bool,
+    reason: Reason,
 ) -> tuple[int, int]:
     """Examples per step, and how many of them go through the model at once."""
     given, examples = hyperparameters.batch_size, sizes.examples
@@ -292,16 +307,23 @@ def _batches(
     if options.packing is True:
         # As many as fit into the longest row there may be.
         return batch, min(batch, max(2, int(length // sizes.mean)))
-    # A processor gains nothing from rows side by side, and they cost memory; an accelerator wants some thousand
-    # tokens at once.
-    room = max(1, 8192 // length) if fast else 1
-    micro = min(batch, 2 ** int(math.log2(room)))
-    why = f"an accelerator wants about 8,192 tokens at once, and rows have up to {length}"
-    reason("micro_batch_size", micro, why if fast else "a processor gains nothing from rows side by side")
+    if fast:
+        micro = min(batch, 2 ** int(math.log2(max(1, 8192 // length))))
+        why = f"an accelerator wants about 8,192 tokens at once, and rows have up to {length}"
+        reason("micro_batch_size", micro, why)
+    elif dense:
+        micro = min(batch, max(1, int(TOGETHER // sizes.mean)))
+        why = f"a processor wants about {TOGETHER} tokens at once, and rows have {sizes.mean:.0f} on the average"
+        reason("micro_batch_size", micro, why)
+    else:
+        micro = 1
+        reason("micro_batch_size", micro, "a processor gains nothing from rows side by side")
     return batch, micro
 
 
-def _packing(method: str, options: JobOptions, sizes: Sizes, micro: int, reason: Reason, warn: Warn) -> bool:
+def _packing(
+    method: str, options: JobOptions, sizes: Sizes, micro: int, dense: bool, reason: Reason, warn: Warn
+) -> bool:
     if options.packing != "auto":
         if options.packing and micro == 1:
             warn("packing true: steps of one example have nothing to pack")
@@ -309,6 +331,9 @@ def _packing(method: str, options: JobOptions, sizes: Sizes, micro: int, reason:
     if micro == 1:
         reason("packing", False, "rows go through the layers one at a time, so nothing is padded")
         return False
+    if dense:
+        reason("packing", True, "short rows go through the layers one after another, and nothing is padded")
+        return True
     if method != "supervised" or options.adapter in ("prompt", "prefix"):
         reason("packing", False, "it is for supervised jobs, and learned tokens must stand before each row")
         return False

@@ -9,6 +9,8 @@ from typing import Any
 
 from core.cost import Linear, Shape
 
+_ATTENTION = {"full_attention", "sliding_attention"}
+_STATES = ("A_log", "dt_bias", "time_decay", "time_mix_key")
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.\d+\.(?:.*\.)?(?P<name>[^.]+)\.weight$")
 
 
@@ -19,12 +21,16 @@ def of(folder: Path) -> Shape | None:
     text: dict[str, Any] = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     linears: dict[tuple[str, int, int], int] = {}
     parameters = 0
+    # A convolution over tokens, or a state that one hands to the next, knows of no row's end; it has weights of other
+    # sizes than a matrix, or calls its layers by another name.
+    packs = set(text.get("layer_types") or []) <= _ATTENTION
     for name, sizes in _tensors(folder):
         count = 1
         for size in sizes:
             count *= size
         parameters += count
         found = _LAYER.search(name)
+        packs = packs and len(sizes) <= 2 and not name.endswith(_STATES)
         if found is not None and len(sizes) == 2:
             key = (found["name"], sizes[1], sizes[0])
             linears[key] = linears.get(key, 0) + 1
@@ -45,6 +51,7 @@ def of(folder: Path) -> Shape | None:
             heads=heads,
             window=window,
             windowed=windowed,
+            packs=packs,
             linears=[
                 Linear(name=name, count=count, inputs=inputs, outputs=outputs)
                 for (name, inputs, outputs), count in sorted(linears.items())

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.cost import TOGETHER
 from worker import token_file
 from worker.train.faults import Refused
 
@@ -196,8 +197,14 @@ class Batches:
         The order within a step changes no sum but its rounding, and is the same each time.
         """
         by_length = sorted(chosen, key=lambda i: (int(self._rows.lengths[i]), i))
-        for start in range(0, len(by_length), self._size):
-            yield self._micro_batch(by_length[start : start + self._size])
+        start = 0
+        while start < len(by_length):
+            end = min(len(by_length), start + self._size)
+            if self._packed and self._device.type == "cpu":
+                tokens = np.cumsum(self._rows.lengths[by_length[start:end]])
+                end = start + max(1, int(np.searchsorted(tokens, TOGETHER, "right")))
+            yield self._micro_batch(by_length[start:end])
+            start = end
 
     def _micro_batch(self, chosen: Sequence[int]) -> MicroBatch:
         return self.together([self.row(i) for i in chosen], chosen)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from worker.train import attention
 from worker.train.faults import Refused
 from worker.train.loss import Head
 
@@ -64,6 +65,8 @@ def load_base(path: Path, dtype: torch.dtype, quantised: bool = False) -> Base:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # a module's own annotation denies it
     network.to(device())  # type: ignore[arg-type]  # its annotation misses the bound self
     network.config.use_cache = False
+    if dtype == torch.float32:
+        attention.use(network)
     return Base(path, dtype, network, quantised)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from worker.train import products
 from worker.train.batches import MicroBatch
 from worker.train.filtered import BLOCK, Means, Tail
 
@@ -114,10 +115,14 @@ class _Tiled(torch.autograd.Function):
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         buffer = torch.empty(TILE_ELEMENTS, dtype=head.weight.dtype, device=hidden.device)
         for start in range(0, len(hidden), ROWS):
-            rows = slice(start, start + ROWS)
-            nll[rows], correct[rows], pull = _pass(hidden[rows], head, targets[rows], buffer, wanted)
+            rows = slice(start, min(start + ROWS, len(hidden)))
+            # Where a whole size is wanted, the last token is there more than once.
+            n = rows.stop - start
+            chosen = torch.arange(start, start + products.padded(n), device=hidden.device).clamp_(max=rows.stop - 1)
+            each, right, pull = _pass(hidden[chosen], head, targets[chosen], buffer, wanted)
+            nll[rows], correct[rows] = each[:n], right[:n]
             if gradient is not None and pull is not None:
-                gradient[rows] = pull
+                gradient[rows] = pull[:n]
         ctx.gradient = gradient
         ctx.mark_non_differentiable(correct)
         return nll, correct

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.cost import Machine
 from core.options import Precision
+from worker.train import products
 from worker.train.load import DTYPES, device
 
 _TOKENS, _INPUTS, _OUTPUTS = 256, 640, 2048
@@ -58,7 +59,8 @@ def _flops(where: torch.device, precision: Precision) -> float:
     left = torch.randn(_TOKENS, _INPUTS, device=where).to(DTYPES[precision])
     right = torch.randn(_OUTPUTS, _INPUTS, device=where).to(DTYPES[precision])
     out = torch.empty(_TOKENS, _OUTPUTS, device=where, dtype=DTYPES[precision])
-    seconds = _best(where, lambda: torch.mm(left, right.t(), out=out))
+    with products.quick():
+        seconds = _best(where, lambda: torch.mm(left, right.t(), out=out))
     return 2 * _TOKENS * _INPUTS * _OUTPUTS / seconds
 
 

@@ -8,8 +8,10 @@ import torch
 from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from worker.train import products
 from worker.train.loss import Head
 
 
@@ -32,6 +34,11 @@ class Model:
         return self.network if self.peft is None else self.peft
 
     @property
+    def learned(self) -> int:
+        """Learned tokens that stand before each row"""
+        return 0 if self.peft is None else getattr(self.peft.peft_config["default"], "num_virtual_tokens", None) or 0
+
+    @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
 
@@ -51,9 +58,21 @@ class Model:
     def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """The last layer's output [rows, tokens, width]. No attention mask: padding is at the end, and packed rows are
         told apart by ``position_ids`` (``MicroBatch``)."""
+        tokens = input_ids.shape[1]
+        more = products.padded(tokens) - tokens
+        if more and (position_ids is not None or self._knows(tokens + more)):
+            # Nothing sees these; among packed rows they are one of their own.
+            input_ids = functional.pad(input_ids, (0, more))
+            if position_ids is not None:
+                position_ids = torch.cat([position_ids, torch.arange(more, device=self.device)[None]], 1)
         with self.computing:
             output = self._hidden(input_ids, position_ids)
-        return output.to(self.head.weight.dtype)
+        return output[:, :tokens].to(self.head.weight.dtype)
+
+    def _knows(self, tokens: int) -> bool:
+        """Whether the model has a position for each token of rows so long."""
+        positions = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        return positions is None or tokens + self.learned <= positions
 
     def _hidden(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
         network = self.network.base_model
@@ -68,5 +87,11 @@ class Model:
         if kind == PeftType.PREFIX_TUNING:
             learned = self.peft.get_prompt(batch_size=len(input_ids))  # type: ignore[union-attr]
             return cast(Tensor, network(input_ids=input_ids, past_key_values=learned).last_hidden_state)
-        # Transformers keeps packed rows apart only where there is neither a mask nor a cache.
-        return cast(Tensor, network(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state)
+        packed = {}
+        if position_ids is not None:
+            starts = (position_ids[0] == 0).nonzero()[:, 0]
+            # Transformers keeps packed rows apart only where there is neither a mask nor a cache; attention of our own
+            # goes by where they begin and end.
+            ends = functional.pad(starts, (0, 1), value=position_ids.shape[1])
+            packed = {"position_ids": position_ids, "cu_seq_lens_q": ends}
+        return cast(Tensor, network(input_ids=input_ids, use_cache=False, **packed).last_hidden_state)

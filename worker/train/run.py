@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from worker import disk
 from worker.folder import EXIT_CHECKPOINT_REFUSED, EXIT_DISK_FULL, EXIT_DRAINED, EXIT_USER_ERROR, TrainSpec
-from worker.train import artifact, observe
+from worker.train import artifact, observe, products
 from worker.train.adapters import attach, begin_from
 from worker.train.batches import Rows
 from worker.train.events import Events, Silent
@@ -70,7 +70,8 @@ def _train(folder: Path, resident: Resident, events: Events, ranks: Ranks, drain
         valid.check("validation_file", model.vocabulary, spec.max_length)
 
     job = Run(spec, folder, model, rows, valid, events, ranks, draining)
-    progress = job.train()
+    with products.quick():
+        progress = job.train()
 
     events.emit("phase", phase="saving")
     learned: dict[str, Any] = {}

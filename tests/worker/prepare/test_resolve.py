@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from core.cost import Shape
 from core.options import Hyperparameters, JobOptions
 from worker.folder import BaseSpec
 from worker.prepare import resolve
@@ -344,6 +345,36 @@ def test_packing(facts: Facts, ext: Any, fast: bool, tokens: int, packed: bool, 
     assert (found.packing, found.micro_batch_size) == (packed, micro)
     spec = resolve.train_spec(found, job_id="j", base=BaseSpec(name="b", path=Path("b"), sha256="0"))
     assert spec.packing is packed
+
+
+@pytest.mark.parametrize(
+    ("ext", "method", "tokens", "packed", "micro"),
+    [
+        ({}, "supervised", 6400, True, 8),
+        ({}, "supervised", 1900, True, 8),
+        ({}, "supervised", 20_000, True, 2),
+        ({}, "supervised", 60_000, False, 1),
+        ({"packing": False}, "supervised", 6400, False, 1),
+        ({"micro_batch_size": 4}, "supervised", 6400, True, 4),
+        ({"micro_batch_size": 1}, "supervised", 6400, False, 1),
+        ({"gradient_accumulation_steps": 2}, "supervised", 6400, True, 4),
+        ({"adapter": "prompt"}, "supervised", 6400, False, 1),
+        ({}, "dpo", 6400, False, 1),
+    ],
+)
+def test_a_processor_packs_short_rows_where_the_model_keeps_them_apart(
+    facts: Facts, ext: Any, method: str, tokens: int, packed: bool, micro: int
+) -> None:
+    """100 rows in steps of 8."""
+    assert facts.shape is None
+    numbers = {"parameters": 1, "layers": 1, "hidden_size": 1, "vocab_size": 1, "attention_width": 1, "key_width": 1}
+    for packs in (True, False):
+        shape = Shape(**numbers, feed_forward=1, heads=1, linears=[], packs=packs)
+        known = facts.model_copy(update={"shape": shape})
+        found = resolved(known, examples=100, ext=ext, prompt=tokens - 900, method=method).resolved
+        assert found.packing is (packed and packs)
+        if packs:
+            assert found.micro_batch_size == micro
 
 
 def test_each_auto_is_given_a_reason(facts: Facts) -> None:

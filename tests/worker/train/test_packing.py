@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
+from core.cost import TOGETHER
 from tests import tiny
 from tests.worker.train.conftest import open_job
 from worker.train import load
@@ -50,6 +51,22 @@ def test_no_row_predicts_the_next_ones_first_token(tmp_path: Path) -> None:
     lengths = [len(ROWS[row][0]) for row in packed.rows]
     ends = torch.tensor(lengths).cumsum(0) - 1
     assert not set(ends.tolist()) & set(packed.positions.tolist())
+
+
+def test_packed_rows_are_together_up_to_what_a_processor_wants(tmp_path: Path) -> None:
+    """And no more than the micro-batch says; a row that is longer by itself goes alone."""
+    lengths = [200, 10, 700, 300, 40, 250, 20]
+    tiny.write_rows(tmp_path / "f", [([5] * n, [0] + [1] * (n - 1)) for n in lengths])
+    rows = Rows.read(tmp_path / "f")
+
+    def cut(size: int, *, packed: bool) -> list[list[int]]:
+        batches = Batches(rows, 0.1, size, torch.device("cpu"), packed)
+        return [[lengths[row] for row in batch.rows] for batch in batches.cut(range(len(lengths)))]
+
+    assert TOGETHER == 512
+    assert cut(8, packed=True) == [[10, 20, 40, 200], [250], [300], [700]]
+    assert cut(2, packed=True) == [[10, 20], [40, 200], [250], [300], [700]]
+    assert cut(4, packed=False) == [[10, 20, 40, 200], [250, 300, 700]]
 
 
 def test_a_model_whose_rows_would_mix_is_refused() -> None:
