@@ -30,10 +30,14 @@ def test_products_are_float32s(sizes: tuple[int, int, int]) -> None:
 
 @pytest.mark.usefixtures("asked")
 def test_the_setting_ends_with_the_block_also_when_it_fails() -> None:
+    def fails() -> None:
+        with products.quick():
+            assert torch.get_float32_matmul_precision() == "medium"
+            raise ZeroDivisionError
+
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(ZeroDivisionError), products.quick():
-        assert torch.get_float32_matmul_precision() == "medium"
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert torch.get_float32_matmul_precision() == before
 
 
