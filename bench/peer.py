@@ -1,8 +1,8 @@
 """``python -m bench.peer NAME SPEC``: the reference job by somebody else's trainer, in that one's own environment.
 
 SPEC is JSON: ``base``, ``rows`` of [tokens, 1 where the assistant speaks], ``talks`` of [question, answer], ``batch``,
-``accumulation``, ``steps``, ``checkpointing``, ``out``. Prints JSON: seconds of all steps, the last loss, the peak of
-memory in bytes.
+``accumulation``, ``steps``, ``checkpointing``, ``out``, and ``products``, torch's precision of float32 products, if that
+is to be set. Prints JSON: seconds of all steps, their losses, the peak of memory in bytes.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ def common(spec: Json) -> Json:
         "gradient_accumulation_steps": spec["accumulation"], "max_steps": spec["steps"], "learning_rate": RATE,
         "lr_scheduler_type": "constant", "optim": "adamw_torch_fused", "report_to": [], "save_strategy": "no",
         "use_cpu": True, "bf16": False, "disable_tqdm": True, "seed": 7, "logging_steps": 1,
-        "gradient_checkpointing": spec["checkpointing"],
+        "gradient_checkpointing": spec["checkpointing"], "train_sampling_strategy": "sequential",
     }  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def llamafactory(spec: Json, watch: Any) -> list[Json]:
             "model_name_or_path": spec["base"], "stage": "sft", "do_train": True, "finetuning_type": "lora",
             "lora_rank": RANK, "lora_alpha": ALPHA, "lora_target": "all", "dataset": "rows", "dataset_dir": str(data),
             "template": "gemma", "cutoff_len": 512, "overwrite_cache": True, "report_to": "none", "fp16": False,
-            "preprocessing_num_workers": 1,
+            "preprocessing_num_workers": 1, "disable_shuffling": True,
         },
         callbacks=[watch],
     )  # fmt: skip
@@ -143,7 +143,7 @@ def main() -> None:
     watch = clock()
     log = {"trainer": trainer, "trl": trl, "llamafactory": llamafactory}[name](spec, watch)
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    print(json.dumps({"seconds": watch.ended - watch.began, "loss": losses[-1:], "peak": memory("VmHWM")}), flush=True)
+    print(json.dumps({"seconds": watch.ended - watch.began, "losses": losses, "peak": memory("VmHWM")}), flush=True)
     os._exit(0)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from bench.figure import closed
 from bench.train import BATCH, LONGEST, ROOT, ROWS, STEPS, THREADS, Bench, chats, documents, figures, say, size
-from tests import aside
+from tests import aside, tiny
 from worker.slot import ALLOCATOR
+from worker.train.batches import Order
 
 _DATASETS = (
     "datasets==4.0.0 dill==0.3.8 multiprocess==0.70.16 fsspec==2025.3.0 xxhash pandas pyarrow aiohttp aiosignal "
@@ -34,30 +35,29 @@ ENVIRONMENTS = {
     ),
 }
 """What each peer needs beside, or in place of, this project's own packages."""
+_TUNED = {"batch": 1, "accumulation": BATCH, "checkpointing": False}
+_ONEDNN = _TUNED | {"products": "medium"}
 PEERS = {
-    "llamafactory": ("llamafactory", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
-    "trainer": ("trainer", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
-    "trl": ("trl", {"batch": 1, "accumulation": BATCH, "checkpointing": False}),
-    "llamafactory-onednn": (
-        "llamafactory",
-        {"batch": 1, "accumulation": BATCH, "checkpointing": False, "products": "medium"},
-    ),
-    "trainer-onednn": (
-        "trainer",
-        {"batch": 1, "accumulation": BATCH, "checkpointing": False, "products": "medium"},
-    ),
+    "llamafactory": ("llamafactory", _TUNED),
+    "trainer": ("trainer", _TUNED),
+    "trl": ("trl", _TUNED),
+    "llamafactory-onednn": ("llamafactory", _ONEDNN),
+    "trainer-onednn": ("trainer", _ONEDNN),
+    "trl-onednn": ("trl", _ONEDNN),
     "default": ("trl", {"batch": BATCH, "accumulation": 1, "checkpointing": True}),
 }
+"""None of them asks oneDNN for products by itself; who knows of it can have them do so (``worker/train/products.py``)."""
 
 
-def run(name: str, bench: Bench, talks: list[list[str]]) -> dict[str, Any]:
+def run(name: str, bench: Bench, talks: list[list[str]], order: list[int]) -> dict[str, Any]:
+    """``order``: of the rows, which are met one after another as the engine meets them."""
     module, values = PEERS[name]
     out = bench.scratch / f"peer-{name}"
     out.mkdir()
     spec = {
         "base": str(bench.base),
-        "rows": bench.long,
-        "talks": talks,
+        "rows": [bench.long[row] for row in order],
+        "talks": [talks[row] for row in order],
         "steps": STEPS,
         "out": str(out / "run"),
         **values,
@@ -91,12 +91,20 @@ def main() -> int:
         tokens, _ = size(bench.long)
         print(f"    {len(bench.long)} rows, {tokens} tokens, cut at {LONGEST}; {STEPS} steps of {BATCH}")
         exact = bench.run(bench.long)
+        order = [row for _, rows in Order(ROWS, BATCH, tiny.SEED).steps(0, STEPS) for row in rows]
         found = {}
         for name in names:
-            found[name] = run(name, bench, talks)
+            found[name] = run(name, bench, talks, order)
             say(name, tokens / found[name]["seconds"], "tokens/s", None)
             say("    its peak of memory", found[name]["peak"] / 1e9, "GB", None)
-            say("    its last loss over the engine's", found[name]["loss"][0] / exact["losses"][-1], "", None)
+            for step in (0, -1):
+                which = "last" if step else "first"
+                say(
+                    f"    its {which} loss over the engine's",
+                    found[name]["loss"][step] / exact["losses"][step],
+                    "",
+                    None,
+                )
         few = bench.run(bench.long, head_gradient="filtered")
         # The engine ran first and last: the better of two, as nothing makes a run quicker than it is.
         again = bench.run(bench.long)

@@ -1,7 +1,7 @@
 """``python -m bench.running DIR``: one job folder, run as a worker's child runs it and watched from inside.
 
-Told as JSON: seconds of each step, of its forward and backward passes and between steps, the peak of memory and what
-the process had after each step.
+Told as JSON: seconds of each step and of its forward and backward passes, from the first step's end to the last's, the
+peak of memory and what the process had after each step.
 """
 
 import json
@@ -30,7 +30,7 @@ def main(folder: Path) -> int:
     from worker.train.load import Resident
     from worker.train.run import run
 
-    passes: list[float] = []
+    passes: list[float] = [0.0]
     held: list[int] = []
     stamps: list[float] = []
     backward = supervised.Supervised.backward
@@ -39,7 +39,7 @@ def main(folder: Path) -> int:
     def timed(*arguments: Any) -> Any:
         began = time.perf_counter()
         told = backward(*arguments)
-        passes.append(time.perf_counter() - began)
+        passes[-1] += time.perf_counter() - began
         return told
 
     def stamped(self: Events, /, *what: Any, **fields: Any) -> None:
@@ -47,6 +47,7 @@ def main(folder: Path) -> int:
         if what == ("step",):
             stamps.append(time.perf_counter())
             held.append(memory("VmRSS"))
+            passes.append(0.0)
 
     supervised.Supervised.backward = timed  # type: ignore[method-assign]
     Events.emit = stamped  # type: ignore[method-assign,assignment]
@@ -58,7 +59,7 @@ def main(folder: Path) -> int:
     told = {
         "steps": [step["seconds"] for step in steps],
         "losses": [step["train_loss"] for step in steps],
-        "passes": passes,
+        "passes": passes[: len(steps)],
         "wall": stamps[-1] - stamps[0] if len(stamps) > 1 else 0.0,
         "held": held,
         "peak": memory("VmHWM"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.figure import Figure, closed
-from core.cost import Shape
+from core.cost import TOGETHER, Shape
 from core.formats.rows import Chat
 from core.formats.rows import read as read_row
 from tests import tiny
@@ -64,8 +64,9 @@ class Bench:
         """A run of the engine in a process of its own, with the environment of a worker's child."""
         self._made += 1
         batch = values.pop("batch_size", BATCH)
+        micro = min(batch, together(rows))
         fields: dict[str, Any] = {
-            "prompt_loss_weight": 0.0, "batch_size": batch, "lora": {"rank": 16, "alpha": 32.0}, "threads": THREADS,
+            "prompt_loss_weight": 0.0, "batch_size": batch, "micro_batch_size": micro, "packing": micro > 1, "lora": {"rank": 16, "alpha": 32.0}, "threads": THREADS,
             "max_length": 1024, "optim": {"learning_rate": 2e-4, "schedule": "constant", "warmup_steps": 0},
         }  # fmt: skip
         folder = tiny.build_job(self.scratch / f"job-{self._made}", base or self.base, rows, **fields | values)
@@ -103,6 +104,11 @@ def documents() -> list[dict[str, Any]]:
     return found
 
 
+def together(rows: Sequence[tiny.Row]) -> int:
+    """Rows that go through the layers at once, as a job on a processor has it resolved"""
+    return max(1, TOGETHER * len(rows) // size(rows)[0])
+
+
 def size(rows: Sequence[tiny.Row]) -> tuple[int, int]:
     """Tokens, and tokens of the completion."""
     return sum(len(row[0]) for row in rows), sum(sum(row[1]) for row in rows)
@@ -118,7 +124,7 @@ def bound(found: Shape, rows: Sequence[tiny.Row], learned: int, *, full: bool = 
 
     torch.set_num_threads(THREADS)
     tokens = sum(len(row[0]) for row in rows)
-    mean = max(1, round(tokens / len(rows)))
+    mean = max(1, round(tokens / len(rows) * together(rows)))
     factor = 6 if full else 4
     total = 0.0
     for one in found.linears:
@@ -127,13 +133,16 @@ def bound(found: Shape, rows: Sequence[tiny.Row], learned: int, *, full: bool = 
     columns = max(1, min(found.vocab_size, (1 << 20) // mean))
     total += factor * learned * found.vocab_size * found.hidden_size / _rate(mean, found.hidden_size, columns)
     pairs = sum(len(row[0]) ** 2 for row in rows) / 2
-    total += 12 * found.layers * found.attention_width * pairs / _rate(mean, mean, found.attention_width)
+    row = round(tokens / len(rows))
+    total += 12 * found.layers * found.attention_width * pairs / _rate(row, row, found.attention_width)
     return total
 
 
 def _rate(rows: int, inputs: int, outputs: int) -> float:
     """Operations a second of a product and of the one that goes back through it; the best of many tries."""
     import torch
+
+    from worker.train import products
 
     x, w, y = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.empty(rows, outputs)
     back = torch.empty(rows, inputs)
@@ -142,12 +151,13 @@ def _rate(rows: int, inputs: int, outputs: int) -> float:
         torch.mm(x, w.t(), out=y)
         torch.mm(y, w, out=back)
 
-    both()
-    best, deadline = float("inf"), time.perf_counter() + 0.15
-    while time.perf_counter() < deadline:
-        began = time.perf_counter()
+    with products.quick():
         both()
-        best = min(best, time.perf_counter() - began)
+        best, deadline = float("inf"), time.perf_counter() + 0.15
+        while time.perf_counter() < deadline:
+            began = time.perf_counter()
+            both()
+            best = min(best, time.perf_counter() - began)
     return 4 * rows * inputs * outputs / best
 
 
@@ -167,7 +177,7 @@ def reference(bench: Bench) -> None:
     more = bound(bench.shape, bench.long, tokens - len(bench.long)) / floor
     say("    its seconds over those at 0", sum(weighted["steps"]) / seconds, "", None)
     say("    that, over what the extra logits cost", sum(weighted["steps"]) / seconds / more, "", 1.05)
-    between = 1 - sum(plain["passes"][BATCH:]) / plain["wall"]
+    between = 1 - sum(plain["passes"][1:]) / plain["wall"]
     say("loop outside forward and backward", 100 * between, "%", 3)
     if figures:
         bench.plain = plain  # type: ignore[attr-defined]

@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 NAME = "attune-tiny"
 VOCABULARY = 512
 PAD, BOS, TURN, END = 0, 1, 2, 3
+SEED = 7
+"""Of jobs that are given none"""
 SPECIAL = ["<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"]
 
 TEMPLATE = """\
@@ -179,7 +181,7 @@ def build_job(
         "base": {"name": NAME, "path": base, "sha256": "0" * 64},
         "lora": {"rank": 8, "alpha": 16.0} | (lora or {}),
         "prompt_loss_weight": 0.1,
-        "seed": 7,
+        "seed": SEED,
         "epochs": epochs,
         "total_steps": max(1, round(epochs * -(-len(rows) // batch_size))),
         "batch_size": batch_size,

@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change_that_does(
     long = [{"messages": [{"role": "user", "content": "one two three " * 60}, {"role": "assistant", "content": "ok"}]}]
     content = "".join(json.dumps(row) + "\n" for row in long * 32).encode()
     train_worker(parts, memory, slots=slots)
-    wanted = {"micro_batch_size": 16}
+    wanted = {"micro_batch_size": 16, "packing": False}
     hyperparameters = {"n_epochs": 1, "batch_size": 16}
     found = ask(
         account,
