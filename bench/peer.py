@@ -1,8 +1,8 @@
 """``python -m bench.peer NAME SPEC``: the reference job by somebody else's trainer, in that one's own environment.
 
 SPEC is JSON: ``base``, ``rows`` of [tokens, 1 where the assistant speaks], ``talks`` of [question, answer], ``batch``,
-``accumulation``, ``steps``, ``checkpointing``, ``out``, and ``products``, torch's precision of float32 products, if that
-is to be set. Prints JSON: seconds of all steps, their losses, the peak of memory in bytes.
+``accumulation``, ``steps``, ``checkpointing``, ``out``, and ``products``, torch's precision of float32 products, if
+that is to be set. Prints JSON: seconds of all steps, their losses, the peak of memory in bytes.
 """
 
 import importlib.util

@@ -46,7 +46,8 @@ PEERS = {
     "trl-onednn": ("trl", _ONEDNN),
     "default": ("trl", {"batch": BATCH, "accumulation": 1, "checkpointing": True}),
 }
-"""None of them asks oneDNN for products by itself; who knows of it can have them do so (``worker/train/products.py``)."""
+"""None of them asks oneDNN for products by itself; who knows of it can have them do so
+(``worker/train/products.py``)."""
 
 
 def run(name: str, bench: Bench, talks: list[list[str]], order: list[int]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def main() -> int:
                 which = "last" if step else "first"
                 say(
                     f"    its {which} loss over the engine's",
-                    found[name]["loss"][step] / exact["losses"][step],
+                    found[name]["losses"][step] / exact["losses"][step],
                     "",
                     None,
                 )

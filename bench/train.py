@@ -66,8 +66,9 @@ class Bench:
         batch = values.pop("batch_size", BATCH)
         micro = min(batch, together(rows))
         fields: dict[str, Any] = {
-            "prompt_loss_weight": 0.0, "batch_size": batch, "micro_batch_size": micro, "packing": micro > 1, "lora": {"rank": 16, "alpha": 32.0}, "threads": THREADS,
-            "max_length": 1024, "optim": {"learning_rate": 2e-4, "schedule": "constant", "warmup_steps": 0},
+            "prompt_loss_weight": 0.0, "batch_size": batch, "micro_batch_size": micro, "packing": micro > 1,
+            "lora": {"rank": 16, "alpha": 32.0}, "threads": THREADS, "max_length": 1024,
+            "optim": {"learning_rate": 2e-4, "schedule": "constant", "warmup_steps": 0},
         }  # fmt: skip
         folder = tiny.build_job(self.scratch / f"job-{self._made}", base or self.base, rows, **fields | values)
         given = environment("train", THREADS) | {"PYTHONPATH": str(ROOT)}

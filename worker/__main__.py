@@ -18,6 +18,9 @@ from worker.tasks import Consumer
 
 log = structlog.get_logger()
 
+_PAUSE = 2.0
+"""Seconds between a prepared job and the next idle child, unless somebody rings for it"""
+
 
 class Bell:
     """Wakes slots: by the doorbell's message, or by the clock."""
@@ -32,10 +35,10 @@ class Bell:
             self._rings += 1
             self._condition.notify_all()
 
-    def wait(self, heard: int) -> int:
+    def wait(self, heard: int, seconds: float | None = None) -> int:
         """Until a ring after the ``heard``-th, or until it is time to look without one; returns the rings so far."""
         with self._condition:
-            self._condition.wait_for(lambda: self._rings > heard, self._poll_seconds)
+            self._condition.wait_for(lambda: self._rings > heard, self._poll_seconds if seconds is None else seconds)
             return self._rings
 
 
@@ -47,6 +50,9 @@ def work(runner: Runner, bell: Bell, draining: threading.Event, registration: Re
             runner.slot.prepare()
             while not draining.is_set() and runner.work_once():
                 registration.changed()
+                if runner.slot.kind == "prepare":
+                    # A new child's imports would take a core from the trainer that begins just now.
+                    heard = bell.wait(heard, _PAUSE)
                 runner.slot.prepare()
         except SQLAlchemyError as error:
             log.warning("database.away", error=type(error).__name__)

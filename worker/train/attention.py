@@ -8,7 +8,6 @@ and needs no mask: a packed row costs what it would alone.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,9 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "attune_causal"
 BLOCK = 128
-"""Queries that meet their keys together: half a block's products are above the diagonal, for nothing."""
+"""Queries that meet their keys together: half a block's products are beyond the diagonal, for nothing."""
+ROUND = 32
+"""A block's keys begin at a multiple of this, so that few sizes of matrices are met (``products.padded``)."""
 
 
 def use(network: PreTrainedModel) -> None:
@@ -85,8 +86,8 @@ class _Causal(torch.autograd.Function):
         q = _beside(query.transpose(1, 2), key.shape[1]) * scale
         k, v = (each.reshape(-1, tokens, each.shape[-1]) for each in (key, value))
         out = q.new_empty(len(k), tokens * shared, v.shape[-1])
-        for block in _blocks(ends, shared):
-            torch.bmm(_weights(q, k, block), v[:, block.keys], out=out[:, block.queries])
+        for block in _blocks(ends):
+            torch.bmm(_weights(q, k, block, shared), v[:, block.keys], out=_of(out, block, shared))
         ctx.save_for_backward(q, k, v, out)
         ctx.rest = scale, ends, query.shape, key.shape, value.shape
         return out.view(rows, -1, tokens, shared, v.shape[-1]).transpose(1, 2).reshape(rows, tokens, heads, -1)
@@ -100,44 +101,56 @@ class _Causal(torch.autograd.Function):
         up = _beside(upstream, of_key[1])
         mean = torch.linalg.vecdot(up, out).unsqueeze_(-1)
         to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block in _blocks(ends, shared):
-            here, seen = block.queries, block.keys
-            weights = _weights(q, k, block)
-            to_v[:, seen].baddbmm_(weights.transpose(1, 2), up[:, here])
-            slope = torch.bmm(up[:, here], v[:, seen].transpose(1, 2)).sub_(mean[:, here]).mul_(weights)
-            torch.bmm(slope, k[:, seen], out=to_q[:, here])
-            to_k[:, seen].baddbmm_(slope.transpose(1, 2), q[:, here])
+        for block in _blocks(ends):
+            seen = block.keys
+            weights, up_here = _weights(q, k, block, shared), _of(up, block, shared)
+            to_v[:, seen].baddbmm_(weights.transpose(1, 2), up_here)
+            slope = torch.bmm(up_here, v[:, seen].transpose(1, 2)).sub_(_of(mean, block, shared)).mul_(weights)
+            torch.bmm(slope, k[:, seen], out=_of(to_q, block, shared))
+            to_k[:, seen].baddbmm_(slope.transpose(1, 2), _of(q, block, shared))
         to_q = to_q.mul_(scale).view(rows, -1, tokens, shared, depth).transpose(2, 3).reshape(of_query)
         return to_q, to_k.view(of_key), to_v.view(of_value), None, None
 
 
 class _Block(NamedTuple):
+    """Some queries that follow one another and all keys that any of them sees."""
+
     queries: slice
-    """Of the rows that heads share"""
     keys: slice
-    """From the first token of the queries' row to the last of them"""
-    later: Tensor
-    """Which of its last keys a query does not see: bool [queries, tokens of the block]"""
+    hidden: Tensor
+    """Which of the last keys a query does not see: bool [queries, 1, keys]"""
 
 
-def _blocks(ends: Sequence[int], shared: int) -> Iterator[_Block]:
-    first = 0
-    for end in ends:
-        for start in range(first, end, BLOCK):
-            after = min(end, start + BLOCK)
-            yield _Block(slice(start * shared, after * shared), slice(first, after), _later(after - start, shared))
-        first = end
+@functools.lru_cache(16)
+def _blocks(ends: tuple[int, ...]) -> list[_Block]:
+    """All layers of a network go by the same."""
+    place = torch.arange(ends[-1])
+    row = torch.bucketize(place, torch.tensor(ends), right=True)
+    begins = torch.tensor([0, *ends])
+    found = []
+    for start in range(0, ends[-1], BLOCK):
+        after = min(ends[-1], start + BLOCK)
+        first = int(begins[row[start]]) // ROUND * ROUND
+        i, j = slice(start, after), slice(first, after)
+        hidden = (row[i, None] != row[None, j]) | (place[i, None] < place[None, j])
+        # The keys that all of them see come first, and need no mask.
+        seen = int(hidden.any(0).int().argmax())
+        found.append(_Block(i, j, hidden[:, None, seen:].clone()))
+    return found
 
 
-def _weights(q: Tensor, k: Tensor, block: _Block) -> Tensor:
-    scores = torch.bmm(q[:, block.queries], k[:, block.keys].transpose(1, 2))
-    scores[:, :, -block.later.shape[1] :].masked_fill_(block.later, -torch.inf)
+def _weights(q: Tensor, k: Tensor, block: _Block, shared: int) -> Tensor:
+    """[rows · key heads, queries · sharing, keys]"""
+    scores = torch.bmm(_of(q, block, shared), k[:, block.keys].transpose(1, 2))
+    hidden = block.hidden
+    unseen = scores.view(len(scores), len(hidden), shared, -1)[..., -hidden.shape[-1] :]
+    unseen.masked_fill_(hidden, -torch.inf)
     return torch.softmax(scores, -1)
 
 
-@functools.lru_cache(64)
-def _later(tokens: int, shared: int) -> Tensor:
-    return torch.ones(tokens, tokens, dtype=torch.bool).triu_(1).repeat_interleave(shared, 0)
+def _of(each: Tensor, block: _Block, shared: int) -> Tensor:
+    """The block's queries, or what belongs to them."""
+    return each[:, block.queries.start * shared : block.queries.stop * shared]
 
 
 def _beside(each: Tensor, key_heads: int) -> Tensor:

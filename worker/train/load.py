@@ -1,5 +1,6 @@
 """The base model from a local folder, and the head on it."""
 
+import contextlib
 import gc
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,9 @@ class Resident:
     def preload(self, path: Path) -> None:
         self.base = None
         gc.collect()
-        self.base = load_base(path, torch.float32)
+        # The job that takes it is told why it can't have it.
+        with contextlib.suppress(Refused):
+            self.base = load_base(path, torch.float32)
 
     def take(self, path: Path, dtype: torch.dtype, quantised: bool = False) -> Base:
         kept, self.base = self.base, None
@@ -49,7 +52,7 @@ class Resident:
 
 
 def load_base(path: Path, dtype: torch.dtype, quantised: bool = False) -> Base:
-    """``quantised``: the layers' weights in four bits (NF4), as QLoRA has them."""
+    """``quantised``: the layers' weights in four bits (NF4), as QLoRA has them. All weights are read from disk here."""
     network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path,
         local_files_only=True,
@@ -67,6 +70,7 @@ def load_base(path: Path, dtype: torch.dtype, quantised: bool = False) -> Base:
     network.config.use_cache = False
     if dtype == torch.float32:
         attention.use(network)
+    _check_head(network, head(network))
     return Base(path, dtype, network, quantised)
 
 
@@ -87,15 +91,13 @@ def head(network: PreTrainedModel) -> Head:
         scale = float(config.logit_scale)  # Cohere multiplies
     elif getattr(config, "logits_scaling", None) is not None:
         scale = 1 / float(config.logits_scaling)  # Granite divides
-    found = Head(
+    return Head(
         module,
         module.weight,
         getattr(module, "bias", None),
         scale,
         getattr(config, "final_logit_softcapping", None),
     )
-    _check_head(network, found)
-    return found
 
 
 @torch.no_grad()
