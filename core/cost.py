@@ -38,6 +38,12 @@ TOGETHER = 512
 together up to this many; a longer row goes alone."""
 
 
+def rounded(tokens: int) -> int:
+    """Up to one of eight sizes from a power of two to the next: where each size costs something, there are few."""
+    step: int = max(16, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
+
+
 class Shape(_Record):
     """The numbers of an architecture that decide what it costs."""
 
@@ -101,6 +107,8 @@ class Machine(_Record):
     op_seconds: float
     """One operation on a few numbers, forward and backward together: what is paid for each whatever its size."""
     resident_bytes: int
+    kernel_bytes: int = 0
+    """For each size of micro-batches that is met, where kernels are compiled"""
     """Memory of an idle trainer on the device: libraries on a processor, the context on an accelerator."""
     four_bits: bool = True
     """Whether it can hold and use a base model in four bits."""
@@ -114,6 +122,7 @@ class Machine(_Record):
             bytes_per_second=max(self.bytes_per_second, other.bytes_per_second),
             op_seconds=min(self.op_seconds, other.op_seconds),
             resident_bytes=min(self.resident_bytes, other.resident_bytes),
+            kernel_bytes=max(self.kernel_bytes, other.kernel_bytes),
             four_bits=self.four_bits or other.four_bits,
         )
 
@@ -411,8 +420,8 @@ _BUFFERS, _GAPS = 40e6, 0.19
 """Tiles of logits and the optimizer's scratch; what the allocator can't use beside the weights, as a share of them."""
 
 
-def memory(shape: Shape, plan: Plan, longest: int, machine: Machine) -> Memory:
-    """``longest``: tokens of the longest row."""
+def memory(shape: Shape, plan: Plan, longest: int, machine: Machine, sizes: int = 1) -> Memory:
+    """``longest``: tokens of the longest row; ``sizes``: of micro-batches, as they are :func:`rounded`."""
     width = _BYTES[plan.precision]
     adapter = trained(shape, plan)
     length = min(plan.max_length, longest)
@@ -425,7 +434,7 @@ def memory(shape: Shape, plan: Plan, longest: int, machine: Machine) -> Memory:
         kept = shape.layers * shape.hidden_size + kept // shape.layers
     weights = _weights(shape, plan)
     return Memory(
-        program=machine.resident_bytes,
+        program=machine.resident_bytes + sizes * machine.kernel_bytes,
         weights=weights,
         # The value is among the weights where it is the model's own.
         adapter=(12 if plan.own_weights else 16) * adapter.parameters,
@@ -474,10 +483,12 @@ def of(shape: Shape, plan: Plan, sample: Sample, machine: Machine, valid: Sample
     scored = plan.scorings * _evaluation(shape, plan, sample, machine) if plan.scorings else 0.0
     sought = _finding(shape, plan, sample, machine) if plan.finding else 0.0
     longest = max(sample.longest[0], valid.longest[0] if valid is not None else 0)
+    met = batches(plan, sample, max(1, min(plan.batch_size, sample.rows)))
+    sizes = {rounded(micro.tokens) for cut in met for micro in cut}
     return Cost(
         seconds=one * plan.total_steps + judged + scored + sought + fixed,
         step_seconds=one,
-        memory=memory(shape, plan, longest, machine),
+        memory=memory(shape, plan, longest, machine, len(sizes)),
     )
 
 

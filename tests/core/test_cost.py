@@ -129,6 +129,14 @@ def test_packed_rows_are_reckoned_as_the_trainer_cuts_them(tmp_path: Path) -> No
     assert said == [cost.Micro.packed(rows, sum(rows) - len(rows)) for rows in cut]
 
 
+def test_each_size_of_micro_batch_costs_its_kernels_once() -> None:
+    compiling = MACHINE.model_copy(update={"kernel_bytes": 1_000_000})
+    alike = Sample(rows=64, sizes=[(100, 60)] * 64, longest=(100, 60))
+    for sample, sizes in ((alike, 1), (SAMPLE, len({cost.rounded(100 + 2 * n) for n in range(64)}))):
+        said = [cost.of(SHAPE, PLAN, sample, machine).memory.program for machine in (MACHINE, compiling)]
+        assert said[1] - said[0] == sizes * 1_000_000
+
+
 def test_rows_beyond_a_sliding_window_keep_every_pair_of_tokens() -> None:
     def activations(length: int) -> float:
         return cost.memory(SHAPE, PLAN.model_copy(update={"max_length": 4096}), length, MACHINE).activations

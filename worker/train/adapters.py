@@ -39,6 +39,8 @@ def attach(base: Base, spec: TrainSpec) -> Model:
     if peft is None:
         _choose(network, spec)
     module: nn.Module = network if peft is None else peft
+    # Fresh parts of an adapter come ready to train, with their dropout on; who trains says so.
+    module.eval()
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for p in trainable.values():
         # In bfloat16 an update of a thousandth of a weight would round to nothing.

@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "attune_causal"
 BLOCK = 128
 """Queries that meet their keys together: half a block's products are beyond the diagonal, for nothing."""
-ROUND = 32
+ROUND = 128
 """A block's keys begin at a multiple of this, so that few sizes of matrices are met (``products.padded``)."""
 
 

@@ -7,6 +7,8 @@ have in mass is kept: each block of the vocabulary counts with the mean of its r
 import torch
 from torch import Tensor
 
+from worker.train import products
+
 SMALL = 2.0**-20
 """Of the probability of a column: float32 has 24 bits, and the layers' gradients move by about a thousandth."""
 BLOCK = 1024
@@ -40,9 +42,13 @@ class Tail:
         self._mass *= factor
 
     def kept(self, mass: Tensor, least: Tensor) -> Tensor:
-        """Columns of a tile's ``mass`` [tokens, columns] that count for a token; ``least``, [tokens, 1], is the total
-        that each token's mass has at least."""
-        return ((mass / least).amax(0) > SMALL).nonzero()[:, 0]
+        """Columns of a tile's ``mass`` [tokens, columns] that count for a token, and a few more where they should be
+        a certain number; ``least``, [tokens, 1], is the total that each token's mass has at least."""
+        counts = (mass / least).amax(0) > SMALL
+        kept = counts.nonzero()[:, 0]
+        if more := products.padded(len(kept)) - len(kept):
+            kept = torch.cat([kept, counts.logical_not().nonzero()[:more, 0]])
+        return kept
 
     def leave(self, mass: Tensor, kept: Tensor, of_kept: Tensor, start: int) -> None:
         """Take in the mass of all columns but the kept ones. The tile begins at column ``start``, as a block does."""

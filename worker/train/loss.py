@@ -92,16 +92,20 @@ def sums(hidden: Tensor, head: Head, batch: MicroBatch) -> tuple[Tensor, Tensor]
 
 
 def _plain(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """For a head that is trained itself: chunks of tokens, their logits computed again in the backward pass."""
+    """For a head that is trained itself: chunks of tokens, their logits computed again in the backward pass where there
+    is more than one."""
 
     def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = head.logits(hidden)
         return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
 
     rows = max(1, 64 * TILE_ELEMENTS // len(head.weight))
+    if len(hidden) <= rows:
+        nll, correct = chunk(hidden, targets)
+        return nll.double(), correct
     parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    nll, correct = zip(*(checkpoint(chunk, h, t, use_reentrant=False) for h, t in parts), strict=True)
-    return torch.cat(nll).double(), torch.cat(correct)
+    found = [checkpoint(chunk, h, t, use_reentrant=False) for h, t in parts]
+    return torch.cat([nll for nll, _ in found]).double(), torch.cat([correct for _, correct in found])
 
 
 class _Tiled(torch.autograd.Function):

@@ -36,6 +36,7 @@ def machine() -> Machine:
         bytes_per_second=_bandwidth(where),
         op_seconds=_operation(where),
         resident_bytes=resident,
+        kernel_bytes=products.KERNEL_BYTES if products.onednn() else 0,
         four_bits=_four_bits(where),
     )
 

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import torch
 
+from core.cost import rounded
+
+KERNEL_BYTES = 20_000_000
+"""What the kernels for one size of micro-batches take: some thirty products of a layer and its adapters."""
 _ODD = 48, 333, 77
 """Rows, depth and columns of the product that is looked at: no whole number of tiles."""
 
@@ -55,8 +59,5 @@ def _exact() -> bool:
 
 def padded(tokens: int) -> int:
     """How many rows a matrix should have rather. oneDNN compiles a kernel for each size that it meets, which costs a
-    millisecond and a megabyte: there are but eight sizes from one power of two to the next."""
-    if tokens < 1 or torch.get_float32_matmul_precision() == "highest":
-        return tokens
-    step: int = max(16, 1 << max(0, (tokens - 1).bit_length() - 4))
-    return -(-tokens // step) * step
+    millisecond and most of a megabyte, so there are few."""
+    return tokens if torch.get_float32_matmul_precision() == "highest" else rounded(tokens)
