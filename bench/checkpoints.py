@@ -6,6 +6,7 @@ CHECK=1: status 1 on a miss.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -40,8 +41,8 @@ def upload(store: S3Store, folder: Path, ended: threading.Event) -> None:
         ended.wait(0.2)
 
 
-def seconds(store: S3Store, folder: Path, threads: int) -> tuple[float, int]:
-    """From the first step to the last event, and how many recovery points there were."""
+def seconds(store: S3Store, folder: Path, threads: int) -> tuple[float, list[float]]:
+    """From the first step to the last, and what the trainer itself spent on each recovery point."""
     ended = threading.Event()
     sender = threading.Thread(target=upload, args=(store, folder, ended))
     sender.start()
@@ -51,8 +52,13 @@ def seconds(store: S3Store, folder: Path, threads: int) -> tuple[float, int]:
     sender.join()
     steps = tiny.read_events(folder, "step")
     took = steps[-1]["t"] - steps[0]["t"] + steps[0]["seconds"]
-    points = [event for event in tiny.read_events(folder, "checkpoint") if event["kind"] == "recovery"]
-    return took, len(points)
+    told = tiny.read_events(folder)
+    points = [
+        event["t"] - before["t"]
+        for before, event in itertools.pairwise(told)
+        if event["type"] == "checkpoint" and event["kind"] == "recovery"
+    ]
+    return took, points
 
 
 def main() -> int:
@@ -78,12 +84,13 @@ def main() -> int:
             store.create_bucket()
             base = asked.model or tiny.build_tiny(root / "base")
             rows = tiny.random_rows(asked.rows, shortest=asked.longest // 2, longest=asked.longest)
-            ratios = []
+            ratios: list[float] = []
+            saved: list[float] = []
             for pair in range(asked.pairs):
                 took = {}
                 # Whoever is first has the colder caches: they take turns.
                 for kind in ("with", "without") if pair % 2 else ("without", "with"):
-                    points = {
+                    values = {
                         "recovery_seconds": settings.recovery_seconds if kind == "with" else 1e9,
                         "recovery_fraction": settings.recovery_fraction if kind == "with" else 1.0,
                         "recovery_overhead": settings.recovery_overhead,
@@ -91,11 +98,13 @@ def main() -> int:
                     folder = tiny.build_job(
                         root / f"{kind}-{pair}", base, rows, total_steps=asked.steps, epochs=1e6,
                         max_length=asked.longest, adapter=asked.adapter, threads=threads, checkpoint_every=asked.steps,
-                        lora={"rank": 16, "alpha": 32.0}, **points,
+                        lora={"rank": 16, "alpha": 32.0}, **values,
                     )  # fmt: skip
-                    took[kind], count = seconds(store, folder, threads)
+                    took[kind], points = seconds(store, folder, threads)
+                    saved = points or saved
                 ratios.append(took["with"] / took["without"] - 1)
-                shown = f"{took['with']:8.2f} s with {count} points, {took['without']:8.2f} s without"
+                shown = f"{took['with']:8.2f} s with {len(saved)} points, {took['without']:8.2f} s without"
+                shown += f", {statistics.mean(saved):.2f} s to save one"
                 print(f"{shown}: {100 * ratios[-1]:+.2f} %", flush=True)
         finally:
             stack.stop()

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from core import telemetry
 from core.db.session import transaction
@@ -109,16 +109,19 @@ class Runner:
         except publish.Damaged as error:
             log.warning("artifact.damaged", id=claim.id, error=str(error))
             self._lose(claim, f"a file was damaged on the worker's disk ({error})")
+        except DataError as error:
+            # A value that the database won't take is a defect of ours, which would come again at each try.
+            self._defect(claim, error)
         except (SQLAlchemyError, BotoCoreError, ClientError) as error:
             # A server behind the service is away: a loss, not the user's fault.
             log.warning("servers.away", id=claim.id, error=type(error).__name__, exc_info=error)
             self._lose(claim, f"a server was away ({type(error).__name__})")
         except Exception as error:  # the slot must outlive any defect of ours
-            log.error("work.failed", id=claim.id, exc_info=error)
             if disk.is_full(error):
+                log.error("disk.full", id=claim.id, exc_info=error)
                 self._fail(claim, disk.CODE, disk.fault(self.slot.folder).message, None)
             else:
-                self._fail(claim, "server_error", "The worker had an error; the operator finds it in its log.", None)
+                self._defect(claim, error)
         finally:
             self.slot.done()
             self._clean(claim)
@@ -370,6 +373,10 @@ class Runner:
     def _fail(self, claim: Claim, code: str, message: str, param: str | None) -> None:
         log.info("work.refused", id=claim.id, code=code)
         self._write_end(claim, lambda session, row: preparation.fail(session, row, code, message, param))
+
+    def _defect(self, claim: Claim, error: Exception) -> None:
+        log.error("work.failed", id=claim.id, exc_info=error)
+        self._fail(claim, "server_error", "The worker had an error; the operator finds it in its log.", None)
 
     def _lose(self, claim: Claim, why: str) -> None:
         self._write_end(claim, lambda session, row: preparation.lose(session, row, self.parts.settings, why))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from sqlalchemy import select, update
+from sqlalchemy.exc import DataError, OperationalError
 
 from core.config import Settings
 from core.db.session import transaction
@@ -176,6 +177,39 @@ def test_a_job_that_is_cancelled_while_its_model_is_fetched_is_never_trained(
     with transaction(parts.sessions) as session:
         assert session.scalars(select(Metric.step)).all() == []
     assert ended(parts, id).status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("INSERT", {}, Exception("a NUL")), "server_error"),
+        (OperationalError("SELECT", {}, Exception("connection refused")), None),
+    ],
+)
+def test_a_value_the_database_refuses_is_a_defect_and_a_database_that_is_away_a_loss(
+    parts: Parts,
+    account: Account,
+    base_model: BaseModel,
+    runner: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: str | None,
+) -> None:
+    """A refusal comes again at each try, so the first one is the last; a server that is away comes back."""
+
+    def fails(*_: Any) -> Path:
+        raise error
+
+    id = queued(parts, account, base_model, seed=1)
+    monkeypatch.setattr(runner.cache, "fetch", fails)
+    assert runner.work_once()
+    job = ended(parts, id)
+    if code is None:
+        assert (job.status, job.losses) == ("queued", 1)
+    else:
+        assert job.status == "failed"
+        assert job.error is not None
+        assert job.error["code"] == code
 
 
 def test_damaged_tokens_are_never_trained_on(

@@ -25,6 +25,11 @@ from worker.train.ranks import Ranks
 from worker.train.supervised import Supervised
 
 
+_UPLOADED = 3.0
+"""What a recovery point costs, in seconds that it takes to save: it is hashed and sent while training goes on, by the
+same processor (docs/benchmarks.md)."""
+
+
 @dataclass
 class Run:
     """One job on one model. ``draining`` tells whether somebody wants the job handed back."""
@@ -223,7 +228,7 @@ class Run:
         seconds = time.monotonic() - self.saved_time
         share = max(1, math.floor(self.spec.recovery_fraction * self.spec.total_steps))
         most = self.spec.recovery_overhead
-        worth = most is None or seconds * most >= self.saving_seconds
+        worth = most is None or seconds * most >= _UPLOADED * self.saving_seconds
         return (steps >= share and worth) or seconds >= self.spec.recovery_seconds
 
     def _evaluate(self) -> bool:
