@@ -218,7 +218,9 @@ def _overfitting(curve: Curve) -> Finding | None:
         return None
     step, least = min(curve.evals, key=lambda one: one[1])
     last_step, last = curve.evals[-1]
-    if last <= least * (1 + OVER) or step == last_step:
+    # While it trains, one evaluation may be an odd one: the next says whether it was.
+    looked_at = curve.evals[-1:] if curve.ended else curve.evals[-2:]
+    if step == last_step or min(loss for _, loss in looked_at) <= least * (1 + OVER):
         return None
     then = [loss for s, loss in _pairs(curve) if s <= step][-FEWEST_STEPS:]
     if then and _mean(then) <= _mean(curve.losses[-FEWEST_STEPS:]):
