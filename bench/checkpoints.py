@@ -1,8 +1,9 @@
 """``make bench-checkpoints``: what recovery points cost a run, while they are uploaded to a real store.
 
 ``python -m bench.checkpoints [--model DIR] [--steps N] [--pairs N] [--adapter lora|full]`` runs pairs, one of each with
-recovery points and one without. Told of each pair: seconds of both from the first step to the end, and their ratio.
-CHECK=1: status 1 on a miss.
+recovery points and one without. Told of each pair: seconds of both from the first step to the end, their ratio, and the
+ratio when the median of the steps' own ratios is one. Two runs drift apart by more than the points cost, and most steps
+have none beside them; the step that an upload goes on beside has. CHECK=1: status 1 on a miss.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.figure import Figure, closed
@@ -41,8 +43,16 @@ def upload(store: S3Store, folder: Path, ended: threading.Event) -> None:
         ended.wait(0.2)
 
 
-def seconds(store: S3Store, folder: Path, threads: int) -> tuple[float, list[float]]:
-    """From the first step to the last, and what the trainer itself spent on each recovery point."""
+@dataclass
+class Ran:
+    seconds: float
+    """From the first step to the last."""
+    steps: list[float]
+    points: list[float]
+    """What the trainer itself spent on each recovery point."""
+
+
+def run(store: S3Store, folder: Path, threads: int) -> Ran:
     ended = threading.Event()
     sender = threading.Thread(target=upload, args=(store, folder, ended))
     sender.start()
@@ -58,7 +68,20 @@ def seconds(store: S3Store, folder: Path, threads: int) -> tuple[float, list[flo
         for before, event in itertools.pairwise(told)
         if event["type"] == "checkpoint" and event["kind"] == "recovery"
     ]
-    return took, points
+    return Ran(took, [step["seconds"] for step in steps], points)
+
+
+def show(points: Ran, none: Ran) -> float:
+    """What the points add, as a share."""
+    drift = statistics.median(a / b for a, b in zip(points.steps, none.steps, strict=True))
+    whole = points.seconds / none.seconds
+    added = whole / drift - 1
+    print(
+        f"{points.seconds:8.2f} s with {len(points.points)} points of {statistics.mean(points.points):.2f} s, "
+        f"{none.seconds:8.2f} s without: {100 * whole - 100:+.2f} %; {100 * added:+.2f} % with the same speed",
+        flush=True,
+    )
+    return added
 
 
 def main() -> int:
@@ -85,9 +108,8 @@ def main() -> int:
             base = asked.model or tiny.build_tiny(root / "base")
             rows = tiny.random_rows(asked.rows, shortest=asked.longest // 2, longest=asked.longest)
             ratios: list[float] = []
-            saved: list[float] = []
             for pair in range(asked.pairs):
-                took = {}
+                took: dict[str, Ran] = {}
                 # Whoever is first has the colder caches: they take turns.
                 for kind in ("with", "without") if pair % 2 else ("without", "with"):
                     values = {
@@ -100,12 +122,8 @@ def main() -> int:
                         max_length=asked.longest, adapter=asked.adapter, threads=threads, checkpoint_every=asked.steps,
                         lora={"rank": 16, "alpha": 32.0}, **values,
                     )  # fmt: skip
-                    took[kind], points = seconds(store, folder, threads)
-                    saved = points or saved
-                ratios.append(took["with"] / took["without"] - 1)
-                shown = f"{took['with']:8.2f} s with {len(saved)} points, {took['without']:8.2f} s without"
-                shown += f", {statistics.mean(saved):.2f} s to save one"
-                print(f"{shown}: {100 * ratios[-1]:+.2f} %", flush=True)
+                    took[kind] = run(store, folder, threads)
+                ratios.append(show(took["with"], took["without"]))
         finally:
             stack.stop()
             stack.purge()

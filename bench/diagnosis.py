@@ -30,9 +30,13 @@ HALVES = {
     "tune": ("small-llama", (1, 2)),
     "seeds": ("small-llama", (3, 4)),
     "model": ("small-qwen", (5, 6)),
-    # Trained when the thresholds stood, and no threshold was changed since.
     "new seeds": ("small-llama", (11, 12)),
     "new model": ("small-qwen", (13, 14)),
+    "later seeds": ("small-llama", (21, 22, 31, 32)),
+    "later model": ("small-qwen", (23, 24, 33, 34)),
+    # Trained when thresholds and rules stood, and none was changed since.
+    "last seeds": ("small-llama", (41, 42)),
+    "last model": ("small-qwen", (43, 44)),
 }
 RATE = 4e-3
 """A good one for both models: five times less learns as much more slowly, five times more still learns."""
@@ -133,8 +137,9 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def record_all(only: str) -> Iterator[Json]:
-    for half, (model, seeds) in HALVES.items():
+def record_all(only: str, halves: Sequence[str]) -> Iterator[Json]:
+    for half in halves:
+        model, seeds = HALVES[half]
         for seed in seeds:
             for name, way in WAYS.items():
                 if only not in name:
@@ -239,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="Train all runs anew.")
     parser.add_argument("--only", default="", help="Runs whose name has this in it.")
+    parser.add_argument("--halves", nargs="*", choices=HALVES, help="Those to train; the others stay as they are.")
     parser.add_argument("--pictures", action="store_true", help="Draw one run of each kind.")
     parser.add_argument("--curves", type=Path, default=CURVES)
     wanted = parser.parse_args()
@@ -246,11 +252,12 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(1)
-        recorded = []
-        for run in record_all(wanted.only):
-            recorded.append(json.dumps(run, separators=(",", ":")))
+        runs = [run for run in kept(wanted.curves) if run["half"] not in wanted.halves] if wanted.halves else []
+        for run in record_all(wanted.only, wanted.halves or list(HALVES)):
+            runs.append(run)
             print(run["half"], run["name"], run["seed"], codes(run), flush=True)
-            wanted.curves.write_text("[\n" + ",\n".join(recorded) + "\n]\n")
+            lines = (json.dumps(one, separators=(",", ":")) for one in runs)
+            wanted.curves.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     if wanted.pictures:
         draw(kept(wanted.curves))
     if not show(kept(wanted.curves)) and os.environ.get("CHECK") == "1":

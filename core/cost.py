@@ -107,9 +107,9 @@ class Machine(_Record):
     op_seconds: float
     """One operation on a few numbers, forward and backward together: what is paid for each whatever its size."""
     resident_bytes: int
+    """Memory of an idle trainer on the device: libraries on a processor, the context on an accelerator."""
     kernel_bytes: int = 0
     """For each size of micro-batches that is met, where kernels are compiled"""
-    """Memory of an idle trainer on the device: libraries on a processor, the context on an accelerator."""
     four_bits: bool = True
     """Whether it can hold and use a base model in four bits."""
 

@@ -6,6 +6,7 @@ figures and a picture of each finding.
 
 import itertools
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,18 +34,21 @@ FEWEST_EXAMPLES, SENSIBLE = 8, 6.0
 the second none of them was before anything was learned."""
 BLOWN_UP = 1.3, 0.5
 """A loss above the first one times this, plus this, is one that a model has after learning nonsense."""
+THROWN, NUMB = 6.0, 0.1
+"""Lengths of its own that an adapter has moved, and share of its first gradients that is left, when a rate has thrown
+it to where nothing leads back"""
 STILL = 1e-5
 """Movement of an adapter, as a share of its own length, that is none"""
 RISE = 0.12
 """Share of what was gained that a training loss loses again: it learns the same rows, so it has no reason to rise."""
-RISE_NOISE = 2.0
-"""Standard errors that the rise is above besides"""
+RISE_NOISE, FALL_NOISE = 2.0, 2.0
+"""Standard errors that a rise is above besides, and that rows learned by heart fall by"""
 WAVES = 0.1
 """Sum of all rises of the validation loss while training rises too, as a share of what was gained"""
 GAINED = 0.08
 """Share of its first value that the loss loses in a run that learns something"""
 OVER = 0.03
-"""Share of its least value by which a validation loss is above it at the end, of a run that overfits"""
+"""Share of its least value, and of what it fell to it, by which a validation loss is above it in a run that overfits"""
 SLOW_GAINED, SLOW_HALF = 0.3, 0.3
 """A run that gained less than this, and half of it only after this share of its steps, gained as much with each step:
 it was far from where the curve bends."""
@@ -103,7 +107,7 @@ class Curve:
 def diagnose(curve: Curve) -> list[Finding]:
     """What there is to say, the most important first; ``healthy`` stands alone. Nothing while it is too early."""
     found = list(_of_data(curve))
-    course = _diverged(curve)
+    course = _diverged(curve) or _thrown(curve)
     if course is None and len(curve.losses) >= FEWEST_STEPS:
         course = _still(curve) or _of_curve(curve)
     findings = ([course] if course else []) + found
@@ -133,6 +137,25 @@ def _diverged(curve: Curve) -> Finding | None:
         evidence={"first_loss": first, "last_loss": recent[-1], "since_step": since, "step": curve.last_step},
         advice="Lower the learning rate ten times, or begin from the last checkpoint before it. "
         + "Look at the rows of that step if it happens again.",
+    )
+
+
+def _thrown(curve: Curve) -> Finding | None:
+    """Every loss may be a number, and below the first, and the model yet have lost what it knew."""
+    if not curve.moved or curve.moved[-1][1] < THROWN or len(curve.losses) < 2 * FEWEST_STEPS:
+        return None
+    moved, first = curve.moved[-1][1], _first(curve)
+    begun, now = max(curve.grad_norms[:3]), statistics.median(curve.grad_norms[-FEWEST_STEPS:])
+    levels = _levels(curve.losses)
+    falls = levels[-2] - levels[-1] > GAINED * levels[-1]
+    if now > NUMB * begun or falls or levels[-1] < SLOW_GAINED * first:
+        return None
+    return Finding(
+        code="diverged",
+        message=f"The adapter was thrown {moved:.0f} times its own length away, and nearly no gradient is left there: "
+        f"{now:.2g} after {begun:.2g} at the beginning.",
+        evidence={"moved": moved, "grad_norm": now, "first_grad_norm": begun, "step": curve.last_step},
+        advice="Lower the learning rate ten times.",
     )
 
 
@@ -187,7 +210,8 @@ def _fluctuating(curve: Curve, levels: list[float], gained: float) -> Finding | 
     least = levels.index(min(levels))
     rise, noise = levels[-1] - levels[least], _noise(curve.losses, len(levels))
     waves = _waves(curve)
-    rising = rise > RISE * max(gained, 0) and rise > RISE_NOISE * noise
+    better = bool(curve.evals) and _over(curve) == 0
+    rising = rise > RISE * max(gained, 0) and rise > RISE_NOISE * noise and not better
     if not (rising or (waves > WAVES * max(gained, 0) and rise > 0 and _over(curve) < 0.5 * waves)):
         return None
     steps = _windows(curve.steps, len(levels))
@@ -220,10 +244,12 @@ def _overfitting(curve: Curve) -> Finding | None:
     last_step, last = curve.evals[-1]
     # While it trains, one evaluation may be an odd one: the next says whether it was.
     looked_at = curve.evals[-1:] if curve.ended else curve.evals[-2:]
-    if step == last_step or min(loss for _, loss in looked_at) <= least * (1 + OVER):
+    most = least + OVER * max(least, curve.evals[0][1] - least)
+    if step == last_step or min(loss for _, loss in looked_at) <= most:
         return None
     then = [loss for s, loss in _pairs(curve) if s <= step][-FEWEST_STEPS:]
-    if then and _mean(then) <= _mean(curve.losses[-FEWEST_STEPS:]):
+    noise = _noise(curve.losses, max(1, len(curve.losses) // FEWEST_STEPS))
+    if then and _mean(then) - _mean(curve.losses[-FEWEST_STEPS:]) <= FALL_NOISE * noise:
         return _both_rise(curve, step, least, last)
     epoch, kept = step / curve.steps_per_epoch, curve.ended and curve.best_kept
     advice = f"Use fewer epochs: about {max(epoch, 0.1):.2g}, or early_stopping; more data helps more."

@@ -23,8 +23,8 @@ def test_runs_that_no_threshold_was_set_on_are_named_rightly(half: str) -> None:
 
 
 HEALTHY = [run for run in RUNS if run["label"] == "healthy"]
-# It ends as healthy, and is called overfitting at two looks shortly before.
-WRONGED = ("healthy-last", 12)
+# It ends as healthy; before, its validation loss rises by a fifth and calms down.
+WRONGED = ("healthy-last", 42)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,54 @@ def test_an_easy_first_example_makes_no_run_diverged() -> None:
     )
     assert "diverged" not in [finding.code for finding in diagnosis.diagnose(curve)]
     assert "diverged" in [finding.code for finding in diagnosis.diagnose(dataclasses.replace(curve, batch_size=8))]
+
+
+def test_an_adapter_that_was_thrown_where_no_gradient_is_has_diverged_and_one_that_went_far_and_learned_has_not() -> (
+    None
+):
+    diverged = [run for run in RUNS if run["label"] == "diverged" and run["error"] is None]
+    thrown = [run for run in diverged if run["half"].startswith("later")]
+    assert len(thrown) > 5
+    assert all(labelled.codes(run)[0] == "diverged" for run in thrown)
+    for run in thrown:
+        curve = labelled.curve(run)
+        learned = dataclasses.replace(
+            curve, losses=[loss / 10 if n > 40 else loss for n, loss in enumerate(curve.losses)]
+        )
+        near = dataclasses.replace(curve, moved=[(step, 3.0) for step, _ in curve.moved])
+        alive = dataclasses.replace(curve, grad_norms=[1.0] * len(curve.losses))
+        for other in (learned, near, alive):
+            assert "diverged" not in [finding.code for finding in diagnosis.diagnose(other)]
+
+
+def test_a_small_rise_after_a_long_fall_is_no_overfitting() -> None:
+    steps = range(1, 41)
+    losses = [max(0.1, 2 - 0.08 * step) - 0.001 * step for step in steps]
+    for evals, code in (
+        ([(8, 2.0), (16, 1.0), (24, 0.1), (32, 0.12), (40, 0.12)], "healthy"),
+        ([(8, 0.12), (16, 0.11), (24, 0.1), (32, 0.12), (40, 0.12)], "overfitting"),
+    ):
+        curve = diagnosis.Curve(
+            total_steps=40,
+            steps_per_epoch=10,
+            steps=steps,
+            losses=losses,
+            grad_norms=[1.0] * 40,
+            evals=evals,
+            ended=True,
+        )
+        assert [finding.code for finding in diagnosis.diagnose(curve)] == [code]
+
+
+def test_one_odd_evaluation_while_a_run_trains_is_no_overfitting() -> None:
+    losses = [3 - 0.05 * step for step in range(40)]
+    curve = diagnosis.Curve(
+        total_steps=80, steps_per_epoch=10, steps=range(1, 41), losses=losses, grad_norms=[1.0] * 40,
+        evals=[(10, 2.8), (20, 2.0), (30, 2.0), (40, 2.4)],
+    )  # fmt: skip
+    assert "overfitting" not in [finding.code for finding in diagnosis.diagnose(curve)]
+    again = dataclasses.replace(curve, evals=[*curve.evals[:2], (30, 2.4), (40, 2.4)])
+    assert "overfitting" in [finding.code for finding in diagnosis.diagnose(again)]
 
 
 _LOSS = st.floats(0, 100) | st.sampled_from([0.0, 1e-12, 1e30])

@@ -1,8 +1,8 @@
 """Looks for a learning rate: a range test on what the job is going to train, which is put back to the bit afterwards.
 
 The rate climbs by a constant factor with each of :data:`STEPS` optimizer steps. After each of them the loss on a few
-rows apart, always the same ones, is measured. Where it is least the rate has become too high for the steps to come:
-``SHARE`` of that rate is what is found. Rows, order and everything random follow from the job's seed, so the same job
+rows apart, always the same ones, is measured. Where a quarter of all that was learned is lost again the rate is too high:
+``SHARE`` of that rate is what is found. Where the loss is least says less: some curves are flat about it. Rows, order and everything random follow from the job's seed, so the same job
 finds the same rate again.
 """
 
@@ -26,7 +26,7 @@ from worker.train.model import Model
 from worker.train.objective import Objective
 from worker.train.ranks import Ranks
 
-SHARE = 0.3
+SHARE, _LOST = 0.22, 0.25
 _RANGES = {
     "full": (1e-6, 1e-3),
     "layers": (1e-6, 1e-3),
@@ -138,7 +138,9 @@ def choose(before: float, points: Sequence[Point]) -> float | None:
     best = min(points, key=lambda point: point.loss)
     if best.loss > (1 - _LEAST_FALL) * before:
         return None
-    return float(f"{SHARE * best.learning_rate:.2g}")
+    lost = best.loss + _LOST * (before - best.loss)
+    after = [rate for rate, loss in points if rate > best.learning_rate and loss >= lost]
+    return float(f"{SHARE * (after or [points[-1].learning_rate])[0]:.2g}")
 
 
 def _rows(spec: TrainSpec, objective: Objective) -> tuple[list[int], Iterator[list[int]]]:

@@ -25,9 +25,11 @@ from worker.train.ranks import Ranks
 from worker.train.supervised import Supervised
 
 
-_UPLOADED = 3.0
+_UPLOADED = 4.5
 """What a recovery point costs, in seconds that it takes to save: it is hashed and sent while training goes on, by the
 same processor (docs/benchmarks.md)."""
+_SAVED = 0.5e9
+"""Bytes a second that saving is thought to reach before there is a first point to go by"""
 
 
 @dataclass
@@ -62,7 +64,8 @@ class Run:
         self.resumed_from = 0
         self.saved_at = 0
         self.saved_time = self.listed_time = time.monotonic()
-        self.saving_seconds = 0.0
+        # What is trained and the optimizer's two moments, in float32.
+        self.saving_seconds = 3 * 4 * self.model.trainable_parameters / _SAVED
 
     def train(self) -> Progress:
         spec, model, events, progress = self.spec, self.model, self.events, self.progress
