@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from core.cost import TOGETHER
 from core.formats.report import Format
 from core.options import LOW_RANK, OWN_WEIGHTS, Hyperparameters, JobOptions, Precision
@@ -32,9 +34,9 @@ USUAL_LEARNING_RATES = (1e-7, 1e-3)
 _MOST_LEARNING_RATE = {"peft": 1e-1, "ia3": 1e-1, "prompt": 1.0, "prefix": 1e-1}
 _LR_BOUNDS, _LR_BOUNDS_OWN_WEIGHTS = (5e-5, 1e-3), (5e-6, 5e-5)
 _LEARNING_RATES = {"ia3": 5e-3, "prompt": 3e-2, "prefix": 5e-3}
-_WIDTHS, _NARROW_RATE = (192, 640), 6.4e-3
-"""Widths between which LoRA's rate goes over from the powers', which are fitted to wider models, to that of the narrow:
-``bench/rates.py`` found it best, or nearly, at 128 and 192 (docs/benchmarks.md)."""
+_MEASURED, _FORMULA_FROM = ((192, 6.4e-3), (640, 1.6e-3)), 1024
+"""Widths and LoRA's best rates there, or nearly, as ``bench/rates.py`` found them (docs/benchmarks.md): narrower than
+any that the powers are fitted to. Between them, and from the last to the powers', rates go by equal factors."""
 _SHORT_RUN = 100
 _FEWEST_STEPS = 60
 _MOST_EPOCHS = 50
@@ -92,14 +94,14 @@ def learning_rate(adapter: str, model_type: str, hidden_size: int, batch: int, s
 
     The powers are those of tinker-cookbook's sweep (Llama 0.781, Qwen 0.0775); 0.4 lies between for all others. A
     model's own weights want a tenth of it ("LoRA Without Regret"); IA3 and learned tokens much more, whatever the
-    model: PEFT's own comparison of methods has these rates. The narrower a model is below 640, the nearer is LoRA's
-    rate to 6.4e-3, which it is up to 192.
+    model: PEFT's own comparison of methods has these rates. Models narrower than 1,024 have LoRA's rate from what was
+    measured, whatever batch and steps: the narrower, the higher.
     """
     if adapter in _LEARNING_RATES:
         return _LEARNING_RATES[adapter]
     power = 0.781 if model_type.startswith(("llama", "mllama")) else 0.0775 if model_type.startswith("qwen") else 0.4
-    width = hidden_size if adapter in OWN_WEIGHTS else max(hidden_size, _WIDTHS[1])
-    rate = 5e-4 * (2000 / width) ** power
+    narrow = hidden_size < _FORMULA_FROM and adapter not in OWN_WEIGHTS
+    rate = 5e-4 * (2000 / (_FORMULA_FROM if narrow else hidden_size)) ** power
     if steps < _SHORT_RUN:
         rate *= 1.5
     rate *= min(1.0, max(0.35, math.sqrt(batch / 128)))
@@ -107,10 +109,9 @@ def learning_rate(adapter: str, model_type: str, hidden_size: int, batch: int, s
     if adapter in OWN_WEIGHTS:
         rate, (low, high) = rate / 10, _LR_BOUNDS_OWN_WEIGHTS
     rate = min(high, max(low, rate))
-    if width > hidden_size:
-        narrowest, widest = _WIDTHS
-        share = min(1.0, math.log(widest / hidden_size) / math.log(widest / narrowest))
-        rate = rate ** (1 - share) * _NARROW_RATE**share
+    if narrow:
+        widths, rates = zip(*_MEASURED, (_FORMULA_FROM, rate), strict=True)
+        rate = math.exp(np.interp(math.log(hidden_size), np.log(widths), np.log(rates)))
     return float(f"{rate:.2g}")
 
 
@@ -412,6 +413,8 @@ def _optim(
 def _why_rate(method: str, adapter: str, facts: Facts, batch: int, steps: int) -> str:
     if adapter in _LEARNING_RATES:
         usual = f"usual for {adapter}, whatever the model"
+    elif adapter not in OWN_WEIGHTS and facts.hidden_size < _FORMULA_FROM:
+        usual = f"as measured for models about as narrow as {facts.hidden_size}"
     else:
         short = f", more since {steps} steps are few" if steps < _SHORT_RUN else ""
         usual = f"for {facts.model_type} of hidden size {facts.hidden_size} and {batch} examples a step{short}"

@@ -1,9 +1,9 @@
 """Looks for a learning rate: a range test on what the job is going to train, which is put back to the bit afterwards.
 
 The rate climbs by a constant factor with each of :data:`STEPS` optimizer steps. After each of them the loss on a few
-rows apart, always the same ones, is measured. Where a quarter of all that was learned is lost again the rate is too high:
-``SHARE`` of that rate is what is found. Where the loss is least says less: some curves are flat about it. Rows, order and everything random follow from the job's seed, so the same job
-finds the same rate again.
+rows apart, always the same ones, is measured. Where a quarter of all that was learned is lost again the rate is too
+high: ``SHARE`` of that rate is what is found. Where the loss is least says less: some curves are flat about it. Rows,
+order and everything random follow from the job's seed, so the same job finds the same rate again.
 """
 
 import math

@@ -24,7 +24,6 @@ from worker.train.preference import Preference
 from worker.train.ranks import Ranks
 from worker.train.supervised import Supervised
 
-
 _UPLOADED = 4.5
 """What a recovery point costs, in seconds that it takes to save: it is hashed and sent while training goes on, by the
 same processor (docs/benchmarks.md)."""

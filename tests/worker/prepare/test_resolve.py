@@ -96,15 +96,18 @@ def test_duration_as_asked(facts: Facts, ext: Any, hyperparameters: Any, epochs:
         ("llama", 2048, 128, 1000, 4.9e-4),
         ("llama", 4096, 128, 1000, 2.9e-4),
         ("llama", 8192, 128, 1000, 1.7e-4),
-        ("gemma3_text", 640, 8, 150, 2.8e-4),
-        ("gemma3_text", 640, 8, 99, 4.1e-4),
-        ("gemma3_text", 640, 128, 99, 1e-3),
+        ("gemma3_text", 1152, 8, 150, 2.2e-4),
+        ("gemma3_text", 1152, 8, 99, 3.3e-4),
+        ("gemma3_text", 1152, 128, 99, 9.4e-4),
         ("llama", 16384, 8, 1000, 5e-5),
         # Narrow models, whatever their kind, the batch and the steps; then what lies between.
         ("llama", 128, 4, 16, 6.4e-3),
         ("qwen2", 192, 8, 1000, 6.4e-3),
-        ("gemma3_text", 350, 8, 99, 1.6e-3),
-        ("gemma3_text", 639, 8, 99, 4.2e-4),
+        ("gemma3_text", 350, 8, 99, 3.2e-3),
+        ("gemma3_text", 640, 8, 99, 1.6e-3),
+        ("gemma3_text", 640, 16, 150, 1.6e-3),
+        ("qwen3", 832, 128, 1000, 8.6e-4),
+        ("qwen3", 1023, 128, 1000, 5.3e-4),
     ],
 )
 def test_the_learning_rate(model: str, hidden: int, batch: int, steps: int, rate: float) -> None:
@@ -320,6 +323,7 @@ def test_preferences(facts: Facts, loss: str, asked: dict[str, Any], beta: float
 def test_each_adapter_has_its_own_rate_and_decay(facts: Facts, adapter: str, rate: float | None, decay: float) -> None:
     """``rate``: as a share of LoRA's, None where it has nothing to do with it."""
     layers = {"layers": [0]} if adapter == "layers" else {}
+    facts = facts.model_copy(update={"hidden_size": 2048})
     found = resolved(facts, ext={"adapter": adapter} | layers)
     lora = resolved(facts).resolved.optim.learning_rate
     expected = 5e-3 if rate is None else min(5e-5, rate * lora) if rate < 1 else lora
