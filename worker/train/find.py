@@ -2,8 +2,9 @@
 
 The rate climbs by a constant factor with each of :data:`STEPS` optimizer steps. After each of them the loss on a few
 rows apart, always the same ones, is measured. Where a quarter of all that was learned is lost again the rate is too
-high: ``SHARE`` of that rate is what is found. Where the loss is least says less: some curves are flat about it. Rows,
-order and everything random follow from the job's seed, so the same job finds the same rate again.
+high: ``SHARE`` of that rate is what is found, or of the mean of the first and the last such rate, where it is lost more
+than once. Where the loss is least says less: some curves are flat about it. Rows, order and everything random follow
+from the job's seed, so the same job finds the same rate again.
 """
 
 import math
@@ -139,8 +140,12 @@ def choose(before: float, points: Sequence[Point]) -> float | None:
     if best.loss > (1 - _LEAST_FALL) * before:
         return None
     lost = best.loss + _LOST * (before - best.loss)
-    after = [rate for rate, loss in points if rate > best.learning_rate and loss >= lost]
-    return float(f"{SHARE * (after or [points[-1].learning_rate])[0]:.2g}")
+    beyond = [point for point in points if point.learning_rate >= best.learning_rate]
+    first = next((n for n, point in enumerate(beyond) if point.loss >= lost), len(beyond) - 1)
+    # A batch of hard examples may lose much that the next steps find again.
+    again = max(n for n, point in enumerate(beyond) if point.loss < lost)
+    last = min(again + 1, len(beyond) - 1)
+    return float(f"{SHARE * math.sqrt(beyond[first].learning_rate * beyond[last].learning_rate):.2g}")
 
 
 def _rows(spec: TrainSpec, objective: Objective) -> tuple[list[int], Iterator[list[int]]]:

@@ -67,7 +67,13 @@ def test_the_found_rate_is_a_share_of_the_one_where_a_quarter_of_what_was_learne
     assert min(loss for _, loss in found["points"]) < found["before"]
     assert choose(found["before"], [Point(*point) for point in found["points"]]) == found["used"]
     falls = [(1e-4, 3.0), (2e-4, 1.0), (4e-4, 1.2)]
-    for more, too_high in (([], 4e-4), ([(8e-4, 1.4), (1.6e-3, 1.6)], 1.6e-3), ([(8e-4, 1.6), (1.6e-3, 9.0)], 8e-4)):
+    for more, too_high in (
+        ([], 4e-4),
+        ([(8e-4, 1.4), (1.6e-3, 1.6)], 1.6e-3),
+        ([(8e-4, 1.6), (1.6e-3, 9.0)], 8e-4),
+        ([(8e-4, 1.6), (1.6e-3, 1.4), (3.2e-3, 9.0)], 1.6e-3),
+        ([(8e-4, 1.6), (1.6e-3, 1.4)], 8e-4 * 2**0.5),
+    ):
         points = [Point(*point) for point in falls + more]
         assert choose(3.0, points) == pytest.approx(find.SHARE * too_high, rel=0.05)
 
