@@ -77,7 +77,7 @@ def show(points: Ran, none: Ran) -> float:
     whole = points.seconds / none.seconds
     added = whole / drift - 1
     print(
-        f"{points.seconds:8.2f} s with {len(points.points)} points of {statistics.mean(points.points):.2f} s, "
+        f"{points.seconds:8.2f} s with {len(points.points)} points of {statistics.mean(points.points or [0.0]):.2f} s, "
         f"{none.seconds:8.2f} s without: {100 * whole - 100:+.2f} %; {100 * added:+.2f} % with the same speed",
         flush=True,
     )
