@@ -60,9 +60,9 @@ def run(store: S3Store, folder: Path, threads: int) -> Ran:
     subprocess.run(command, check=True, env=_environment("train", threads), stderr=subprocess.DEVNULL)
     ended.set()
     sender.join()
-    steps = tiny.read_events(folder, "step")
-    took = steps[-1]["t"] - steps[0]["t"] + steps[0]["seconds"]
     told = tiny.read_events(folder)
+    steps = [event for event in told if event["type"] == "step"]
+    took = steps[-1]["t"] - steps[0]["t"] + steps[0]["seconds"]
     points = [
         event["t"] - before["t"]
         for before, event in itertools.pairwise(told)

@@ -89,19 +89,19 @@ def rows_of(pair: Pair, folder: Path) -> tuple[list[tiny.Row], list[tiny.Row]]:
     """Rows to learn from, and others of the same kind to judge by."""
     if pair.data in _TEXTS:
         rows = _pieces(folder, pair)
-        return rows[: pair.rows], rows[pair.rows :]
-    talks: Sequence[small_models.Talk]
-    if pair.data == "triage":
-        lines = (ROOT / "examples" / "triage" / "train.jsonl").read_text("utf-8").splitlines()
-        shift = pair.seed * 37 % len(lines)
-        every = [
-            tuple(one["content"] for one in json.loads(line)["messages"]) for line in lines[shift:] + lines[:shift]
-        ]
-        talks = [(said, answer) for said, answer in every[: pair.rows + pair.valid]]
     else:
-        talks = small_models.talks(pair.data, pair.rows + pair.valid, pair.seed)
-    rows = _gemma(folder, talks) if pair.model == "270m" else small_models.encode(folder, talks)
+        talks = _talks(pair)
+        rows = _gemma(folder, talks) if pair.model == "270m" else small_models.encode(folder, talks)
     return rows[: pair.rows], rows[pair.rows :]
+
+
+def _talks(pair: Pair) -> Sequence[small_models.Talk]:
+    if pair.data != "triage":
+        return small_models.talks(pair.data, pair.rows + pair.valid, pair.seed)
+    lines = (ROOT / "examples" / "triage" / "train.jsonl").read_text("utf-8").splitlines()
+    shift = pair.seed * 37 % len(lines)
+    every = [tuple(one["content"] for one in json.loads(line)["messages"]) for line in lines[shift:] + lines[:shift]]
+    return [(said, answer) for said, answer in every[: pair.rows + pair.valid]]
 
 
 def _pieces(folder: Path, pair: Pair) -> list[tiny.Row]:

@@ -34,9 +34,9 @@ FEWEST_EXAMPLES, SENSIBLE = 8, 6.0
 the second none of them was before anything was learned."""
 BLOWN_UP = 1.3, 0.5
 """A loss above the first one times this, plus this, is one that a model has after learning nonsense."""
-THROWN, NUMB = 6.0, 0.1
-"""Lengths of its own that an adapter has moved, and share of its first gradients that is left, when a rate has thrown
-it to where nothing leads back"""
+THROWN, NUMB, LEFT = 6.0, 0.1, 0.3
+"""Lengths of its own that an adapter has moved, and shares of its first gradients and of the first loss that are left,
+when a rate has thrown it to where nothing leads back"""
 STILL = 1e-5
 """Movement of an adapter, as a share of its own length, that is none"""
 RISE = 0.12
@@ -148,7 +148,7 @@ def _thrown(curve: Curve) -> Finding | None:
     begun, now = max(curve.grad_norms[:3]), statistics.median(curve.grad_norms[-FEWEST_STEPS:])
     levels = _levels(curve.losses)
     falls = levels[-2] - levels[-1] > GAINED * levels[-1]
-    if now > NUMB * begun or falls or levels[-1] < SLOW_GAINED * first:
+    if now > NUMB * begun or falls or levels[-1] < LEFT * first:
         return None
     return Finding(
         code="diverged",

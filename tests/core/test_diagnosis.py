@@ -1,7 +1,8 @@
 """What is said of real runs that were made so that it is known what is wrong with them (``bench/diagnosis.py``)."""
 
 import dataclasses
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -77,6 +78,19 @@ def test_too_few_steps_say_nothing() -> None:
     assert all(labelled.codes(run, step) == [] for step in range(diagnosis.FEWEST_STEPS))
 
 
+def _curve(losses: Sequence[float], total_steps: int | None = None, **more: Any) -> diagnosis.Curve:
+    """Of a run that has done all its steps, unless it is said how many there are."""
+    count = len(losses)
+    return diagnosis.Curve(
+        total_steps=total_steps or count,
+        steps_per_epoch=8,
+        steps=range(1, count + 1),
+        losses=losses,
+        grad_norms=[1.0] * count,
+        **more,
+    )
+
+
 def test_a_loss_that_rises_with_that_of_the_validation_rows_is_not_called_learning_by_heart() -> None:
     evals = [(8, 2.5), (16, 2.0), (24, 2.2), (32, 2.6)]
     steps = range(1, 33)
@@ -84,23 +98,13 @@ def test_a_loss_that_rises_with_that_of_the_validation_rows_is_not_called_learni
     rising = [max(1.0, 3 - 0.2 * step) + 0.005 * step for step in steps]
     falling = [3 - 0.06 * step for step in steps]
     for losses, code in ((rising, "fluctuating"), (falling, "overfitting")):
-        curve = diagnosis.Curve(
-            total_steps=32,
-            steps_per_epoch=8,
-            steps=steps,
-            losses=losses,
-            grad_norms=[1.0] * 32,
-            evals=evals,
-            ended=True,
-        )
+        curve = _curve(losses, evals=evals, ended=True)
         assert [finding.code for finding in diagnosis.diagnose(curve)] == [code]
 
 
 def test_an_easy_first_example_makes_no_run_diverged() -> None:
     losses = [0.01, 1.2, 2.0, 0.9, 1.4, 1.6, 0.8, 1.9, *[1.0] * 40]
-    curve = diagnosis.Curve(
-        total_steps=48, steps_per_epoch=48, steps=range(1, 49), losses=losses, grad_norms=[1.0] * 48, batch_size=1
-    )
+    curve = _curve(losses, batch_size=1)
     assert "diverged" not in [finding.code for finding in diagnosis.diagnose(curve)]
     assert "diverged" in [finding.code for finding in diagnosis.diagnose(dataclasses.replace(curve, batch_size=8))]
 
@@ -130,24 +134,13 @@ def test_a_small_rise_after_a_long_fall_is_no_overfitting() -> None:
         ([(8, 2.0), (16, 1.0), (24, 0.1), (32, 0.12), (40, 0.12)], "healthy"),
         ([(8, 0.12), (16, 0.11), (24, 0.1), (32, 0.12), (40, 0.12)], "overfitting"),
     ):
-        curve = diagnosis.Curve(
-            total_steps=40,
-            steps_per_epoch=10,
-            steps=steps,
-            losses=losses,
-            grad_norms=[1.0] * 40,
-            evals=evals,
-            ended=True,
-        )
+        curve = _curve(losses, evals=evals, ended=True)
         assert [finding.code for finding in diagnosis.diagnose(curve)] == [code]
 
 
 def test_one_odd_evaluation_while_a_run_trains_is_no_overfitting() -> None:
     losses = [3 - 0.05 * step for step in range(40)]
-    curve = diagnosis.Curve(
-        total_steps=80, steps_per_epoch=10, steps=range(1, 41), losses=losses, grad_norms=[1.0] * 40,
-        evals=[(10, 2.8), (20, 2.0), (30, 2.0), (40, 2.4)],
-    )  # fmt: skip
+    curve = _curve(losses, total_steps=80, evals=[(10, 2.8), (20, 2.0), (30, 2.0), (40, 2.4)])
     assert "overfitting" not in [finding.code for finding in diagnosis.diagnose(curve)]
     again = dataclasses.replace(curve, evals=[*curve.evals[:2], (30, 2.4), (40, 2.4)])
     assert "overfitting" in [finding.code for finding in diagnosis.diagnose(again)]

@@ -100,7 +100,7 @@ def learning_rate(adapter: str, model_type: str, hidden_size: int, batch: int, s
     if adapter in _LEARNING_RATES:
         return _LEARNING_RATES[adapter]
     power = 0.781 if model_type.startswith(("llama", "mllama")) else 0.0775 if model_type.startswith("qwen") else 0.4
-    narrow = hidden_size < _FORMULA_FROM and adapter not in OWN_WEIGHTS
+    narrow = _narrow(adapter, hidden_size)
     rate = 5e-4 * (2000 / (_FORMULA_FROM if narrow else hidden_size)) ** power
     if steps < _SHORT_RUN:
         rate *= 1.5
@@ -113,6 +113,11 @@ def learning_rate(adapter: str, model_type: str, hidden_size: int, batch: int, s
         widths, rates = zip(*_MEASURED, (_FORMULA_FROM, rate), strict=True)
         rate = math.exp(np.interp(math.log(hidden_size), np.log(widths), np.log(rates)))
     return float(f"{rate:.2g}")
+
+
+def _narrow(adapter: str, hidden_size: int) -> bool:
+    """Whether the rate goes by what was measured, and by nothing else."""
+    return hidden_size < _FORMULA_FROM and adapter not in OWN_WEIGHTS
 
 
 def prepared(
@@ -413,7 +418,7 @@ def _optim(
 def _why_rate(method: str, adapter: str, facts: Facts, batch: int, steps: int) -> str:
     if adapter in _LEARNING_RATES:
         usual = f"usual for {adapter}, whatever the model"
-    elif adapter not in OWN_WEIGHTS and facts.hidden_size < _FORMULA_FROM:
+    elif _narrow(adapter, facts.hidden_size):
         usual = f"as measured for models about as narrow as {facts.hidden_size}"
     else:
         short = f", more since {steps} steps are few" if steps < _SHORT_RUN else ""
